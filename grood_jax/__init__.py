@@ -1,0 +1,31 @@
+"""grood-jax: out-of-distribution detection in the space of gradients, in JAX.
+
+Scores are higher for more out-of-distribution samples, whatever the detector.
+"""
+
+from grood_jax import detectors
+from grood_jax.backbone import Backbone
+from grood_jax.errors import UserError
+from grood_jax.gradients import ood_gradients
+from grood_jax.metrics import ood_metrics
+from grood_jax.mixup import mix_with_prototypes
+from grood_jax.neighbors import Bank, build_bank, nearest_distances
+from grood_jax.outputs import Mix, Outputs
+from grood_jax.prototypes import class_prototypes
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Backbone",
+    "Bank",
+    "Mix",
+    "Outputs",
+    "UserError",
+    "build_bank",
+    "class_prototypes",
+    "detectors",
+    "mix_with_prototypes",
+    "nearest_distances",
+    "ood_gradients",
+    "ood_metrics",
+]

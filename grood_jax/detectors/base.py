@@ -1,0 +1,87 @@
+"""What a detector is: a pair of pure functions and a statement of what it needs."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float, Int
+
+from grood_jax.outputs import Mix, Outputs
+
+
+@dataclass(frozen=True)
+class MixedTraining:
+    """Ask for features of training samples mixed with their second most likely class.
+
+    Attributes:
+      weight: λ on the sample.
+      samples: how many training samples, drawn at random.
+      present: the classes to choose from; empty for all.
+    """
+
+    weight: float
+    samples: int
+    present: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Ask for features of blurred uniform-noise images.
+
+    Attributes:
+      images: how many images to make.
+    """
+
+    images: int
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Ask for features of held-out OOD images."""
+
+
+OODSource = MixedTraining | Noise | Validation
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Training:
+    """All that a detector may be fitted on.
+
+    Attributes:
+      outputs: outputs of the N training samples; ``outputs.mixed`` is empty.
+      labels: their classes, (N,) int32.
+      ood: outputs of samples that stand for "not in distribution", if the detector asks for
+        them by `Detector.ood`.
+      mixed: features of mixed copies of the R rows that `Detector.rows` names, (R, K, D), if the
+        detector asks for them by `Detector.mix`.
+    """
+
+    outputs: Outputs
+    labels: Int[Array, " n"]
+    ood: Outputs | None = None
+    mixed: Float[Array, "r k d"] | None = None
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A detector: a pair of pure functions over arrays, as an optax transformation is.
+
+    Attributes:
+      name: the name it is created by.
+      fit: ``(Training, key) -> state``, a pytree.
+      score: ``(state, Outputs) -> (B,)`` float32, higher for more OOD; may be jitted.
+      options: the options it was made with.
+      ood: what stands for "not in distribution" at fitting, if it needs that.
+      mix: mixed copies that it needs of each sample at scoring, and at fitting of `rows`.
+      rows: ``(Training, key) -> row indices`` whose mixed copies it needs at fitting.
+    """
+
+    name: str
+    fit: Callable[[Training, Array], Any]
+    score: Callable[[Any, Outputs], Float[Array, " b"]]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    ood: OODSource | None = None
+    mix: Mix | None = None
+    rows: Callable[[Training, Array], Int[Array, " r"]] | None = None

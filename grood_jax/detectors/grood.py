@@ -1,0 +1,228 @@
+"""GROOD: gradient-aware out-of-distribution detection (arXiv 2312.14427)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from grood_jax import checks
+from grood_jax.detectors.base import (
+    Detector,
+    MixedTraining,
+    Noise,
+    OODSource,
+    Training,
+    Validation,
+)
+from grood_jax.gradients import distances_to, gradients
+from grood_jax.neighbors import Bank, build_bank, search
+from grood_jax.outputs import Mix, Outputs
+from grood_jax.prototypes import class_prototypes, require_classes
+
+OODPrototype = Literal["mixup", "noise", "validation", "prototype-mean"]
+
+NOISE_IMAGES = 1000
+NOISE_GROUP = 100
+NOISE_KEPT = 10
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class GroodState:
+    """A fitted GROOD.
+
+    Attributes:
+      class_prototypes: means of the training features by class, (C, D) float32, of the classes
+        that are present.
+      ood_prototype: ``p_ood``, (D,) float32.
+      bank: gradients of correctly classified training samples, ready for searching.
+    """
+
+    class_prototypes: Float[Array, "c d"]
+    ood_prototype: Float[Array, " d"]
+    bank: Bank
+
+
+def grood(
+    *,
+    ood_prototype: OODPrototype = "mixup",
+    k: int = 1,
+    mixup_weight: float = 0.5,
+    mixup_samples: int = 10_000,
+    farthest_fifth: bool = False,
+    sampling_ratio: float = 1.0,
+    interpolate: bool = False,
+    interpolate_classes: int = 3,
+    interpolate_weight: float = 0.8,
+    present_classes: Sequence[int] | None = None,
+) -> Detector:
+    """GROOD: distance to the nearest training sample in the space of OOD-prototype gradients.
+
+    The score is ``‖g(x) − g(x_i)‖₂`` to the k-th nearest gradient of the bank, where
+    ``g = ∂/∂p_ood [−log softmax(−d)_ŷ]`` and the bank holds correctly classified training
+    samples.
+
+    Args:
+      ood_prototype: where ``p_ood`` comes from. ``"mixup"``: mean features of training samples
+        mixed at the cut with the early prototype of their second most likely class;
+        ``"noise"``: of blurred uniform-noise images, of each hundred the ten whose logits have
+        the lowest logsumexp; ``"validation"``: of held-out OOD images; ``"prototype-mean"``: the
+        mean of the class prototypes.
+      k: the score is the distance to the k-th nearest gradient.
+      mixup_weight: λ on the sample for ``"mixup"``.
+      mixup_samples: how many training samples are mixed for ``"mixup"``, drawn at random.
+      farthest_fifth: for ``"mixup"``, average only the fifth of the mixed features that lies
+        farthest from every class prototype.
+      sampling_ratio: the share of the correctly classified training samples in the bank, drawn
+        at random.
+      interpolate: mix every sample, in the bank and at scoring, with the early prototypes of its
+        most likely other classes, and add the mean loss of the mixed copies to its own (the
+        paper's first version).
+      interpolate_classes: with how many classes.
+      interpolate_weight: λ on the sample for ``interpolate``.
+      present_classes: the classes that the training data hold, if not all of the network's.
+
+    Returns:
+      The detector; its scores are (B,) float32, higher for more OOD.
+
+    Raises:
+      ValueError: an option outside its range.
+      TypeError: an option of the wrong type.
+
+    References:
+      GROOD, arXiv 2312.14427, section 3; ``interpolate`` after its first version.
+    """
+    checks.choice(
+        "ood_prototype", ood_prototype, ("mixup", "noise", "validation", "prototype-mean")
+    )
+    checks.at_least("k", k, 1)
+    checks.at_least("mixup_samples", mixup_samples, 1)
+    checks.at_least("interpolate_classes", interpolate_classes, 1)
+    checks.fraction("mixup_weight", mixup_weight)
+    checks.fraction("interpolate_weight", interpolate_weight)
+    checks.fraction("sampling_ratio", sampling_ratio, zero=False)
+    if farthest_fifth and ood_prototype != "mixup":
+        raise ValueError(
+            f"farthest_fifth is True with ood_prototype {ood_prototype!r}; expected 'mixup'"
+        )
+    present = () if present_classes is None else tuple(sorted(set(present_classes)))
+    if present_classes is not None and len(present) < 2:
+        raise ValueError(f"present_classes is {present}; expected at least two classes")
+    sources: dict[str, OODSource | None] = {
+        "mixup": MixedTraining(mixup_weight, mixup_samples, present),
+        "noise": Noise(NOISE_IMAGES),
+        "validation": Validation(),
+        "prototype-mean": None,
+    }
+    mix = Mix(interpolate_classes, interpolate_weight, present) if interpolate else None
+
+    def rows(training: Training, key: Array) -> Int[Array, " r"]:
+        """The training samples whose gradients enter the bank."""
+        logits, labels = training.outputs.logits, training.labels
+        correct = np.asarray(logits.argmax(axis=1) == labels)
+        counts = np.bincount(np.asarray(labels)[correct], minlength=logits.shape[1])
+        require_classes("correctly classified sample", counts, present or None)
+        if present:
+            correct &= np.isin(np.asarray(labels), present)
+        chosen = np.flatnonzero(correct)
+        size = max(1, round(sampling_ratio * len(chosen)))
+        if size < len(chosen):
+            chosen = np.sort(np.asarray(jax.random.permutation(key, chosen))[:size])
+        if k > size:
+            raise ValueError(
+                f"k is {k}; expected at most {size}, the gradients in the bank "
+                f"({np.count_nonzero(correct)} correctly classified samples, sampling_ratio "
+                f"{sampling_ratio})"
+            )
+        return jnp.asarray(chosen)
+
+    def fit(training: Training, key: Array) -> GroodState:
+        features, logits = training.outputs.features, training.outputs.logits
+        prototypes, counts = class_prototypes(features, training.labels, logits.shape[1])
+        require_classes("sample", counts, present or None)
+        if present:
+            checks.classes("present_classes", np.asarray(present), logits.shape[1], ("P",))
+            prototypes = prototypes[np.asarray(present)]
+        chosen = rows(training, key)
+        center = _ood_prototype(prototypes, training.ood, ood_prototype, farthest_fifth)
+        sample = gradients(features[chosen], prototypes, center)
+        if mix is not None:
+            if training.mixed is None:
+                raise ValueError("training.mixed is None; expected mixed features (R, K, D)")
+            sample = sample + _mixed_gradients(training.mixed, prototypes, center)
+        return GroodState(prototypes, center, build_bank(sample))
+
+    def score(state: GroodState, outputs: Outputs) -> Float[Array, " b"]:
+        sample = gradients(outputs.features, state.class_prototypes, state.ood_prototype)
+        if mix is not None:
+            sample = sample + _mixed_gradients(
+                outputs.mixed[mix], state.class_prototypes, state.ood_prototype
+            )
+        return search(sample, state.bank, k)
+
+    options = {
+        "ood_prototype": ood_prototype,
+        "k": k,
+        "mixup_weight": mixup_weight,
+        "mixup_samples": mixup_samples,
+        "farthest_fifth": farthest_fifth,
+        "sampling_ratio": sampling_ratio,
+        "interpolate": interpolate,
+        "interpolate_classes": interpolate_classes,
+        "interpolate_weight": interpolate_weight,
+        "present_classes": None if present_classes is None else list(present),
+    }
+    return Detector(
+        "grood", fit, score, options, ood=sources[ood_prototype], mix=mix, rows=rows if mix else None
+    )
+
+
+def _mixed_gradients(
+    mixed: Float[Array, "b k d"],
+    prototypes: Float[Array, "c d"],
+    ood_prototype: Float[Array, " d"],
+) -> Float[Array, "b d"]:
+    """The gradient of the mean loss of each sample's mixed copies."""
+    flat = gradients(mixed.reshape(-1, mixed.shape[-1]), prototypes, ood_prototype)
+    return flat.reshape(mixed.shape).mean(axis=1)
+
+
+def _ood_prototype(
+    prototypes: Float[Array, "c d"],
+    ood: Outputs | None,
+    source: OODPrototype,
+    farthest_fifth: bool,
+) -> Float[Array, " d"]:
+    if source == "prototype-mean":
+        return prototypes.mean(axis=0)
+    if ood is None or len(ood.features) == 0:
+        raise ValueError(f"training.ood is empty; expected outputs for ood_prototype {source!r}")
+    features = checks.finite("training.ood.features", ood.features)
+    if source == "noise":
+        features = features[least_like_training(ood.logits)]
+    elif farthest_fifth:
+        nearest = distances_to(features, prototypes).min(axis=1)
+        features = features[jax.lax.top_k(nearest, max(1, len(features) // 5))[1]]
+    return features.mean(axis=0)
+
+
+def least_like_training(logits: Float[Array, "m c"]) -> Int[Array, " r"]:
+    """Of each hundred rows the ten with the lowest logsumexp of their logits.
+
+    Args:
+      logits: (M, C); a last part of fewer than a hundred keeps a tenth, at least one.
+
+    Returns:
+      Row indices, (R,).
+    """
+    energy = jax.nn.logsumexp(logits, axis=1)
+    kept = []
+    for start in range(0, len(logits), NOISE_GROUP):
+        part = energy[start : start + NOISE_GROUP]
+        count = max(1, len(part) * NOISE_KEPT // NOISE_GROUP)
+        kept.append(start + jax.lax.top_k(-part, count)[1])
+    return jnp.concatenate(kept)

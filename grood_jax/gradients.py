@@ -1,0 +1,123 @@
+"""GROOD's per-sample gradient with respect to the OOD prototype (arXiv 2312.14427, section 3)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from grood_jax import checks
+
+Matrix = Array | np.ndarray
+
+
+def distance(x: Float[Array, " d"], y: Float[Array, " d"]) -> Float[Array, ""]:
+    """The Euclidean distance of two points, with gradient 0 where they coincide.
+
+    Scaled by the largest difference, so that no square over- or underflows.
+    """
+    difference = x - y
+    scale = jnp.max(jnp.abs(difference))
+    apart = scale > 0
+    # Both branches of a `where` are differentiated: the untaken one must not hold a 0/0.
+    safe_scale = jax.lax.stop_gradient(jnp.where(apart, scale, 1.0))
+    scaled = jnp.where(apart, difference, 1.0) / safe_scale
+    return jnp.where(apart, safe_scale * jnp.sqrt(jnp.sum(scaled * scaled)), 0.0)
+
+
+def prototype_loss(
+    ood_prototype: Float[Array, " d"],
+    feature: Float[Array, " d"],
+    class_distances: Float[Array, " c"],
+    own: Float[Array, ""],
+) -> Float[Array, ""]:
+    """The nearest-prototype loss ``−log softmax(−d)_ŷ`` of one sample over C + 1 prototypes.
+
+    Args:
+      ood_prototype: the prototype ``p_ood``, (D,).
+      feature: the sample's features ``h``, (D,).
+      class_distances: its distances to the C class prototypes, (C,). They do not depend on
+        ``p_ood``; taken as given, they cost nothing in the gradient.
+      own: its distance to the prototype of its predicted class.
+
+    Returns:
+      The loss, a scalar.
+    """
+    ood_distance = distance(feature, ood_prototype)
+    return own + jax.nn.logsumexp(-jnp.append(class_distances, ood_distance))
+
+
+def _sample_gradient(
+    feature: Float[Array, " d"],
+    class_distances: Float[Array, " c"],
+    ood_prototype: Float[Array, " d"],
+) -> Float[Array, " d"]:
+    # ∂L/∂p_ood is the same for every ŷ: d_ŷ enters the loss as a term of its own.
+    return jax.grad(prototype_loss)(ood_prototype, feature, class_distances, class_distances[0])
+
+
+def distances_to(
+    points: Float[Array, "b d"], prototypes: Float[Array, "c d"]
+) -> Float[Array, "b c"]:
+    """Euclidean distances from points (B, D) to prototypes (C, D), by direct differences.
+
+    One prototype at a time: memory stays at one block of differences, (B, D).
+    """
+    return jax.lax.map(lambda p: jax.vmap(distance, (0, None))(points, p), prototypes).T
+
+
+@jax.jit
+def gradients(
+    features: Float[Array, "b d"],
+    class_prototypes: Float[Array, "c d"],
+    ood_prototype: Float[Array, " d"],
+) -> Float[Array, "b d"]:
+    """`ood_gradients` without its checks, for use inside compiled code."""
+    class_distances = distances_to(features, class_prototypes)
+    return jax.vmap(_sample_gradient, (0, 0, None))(features, class_distances, ood_prototype)
+
+
+def ood_gradients(
+    features: Float[Matrix, "b d"],
+    class_prototypes: Float[Matrix, "c d"],
+    ood_prototype: Float[Matrix, " d"],
+) -> Float[Array, "b d"]:
+    """Per-sample gradients of the nearest-prototype loss with respect to the OOD prototype.
+
+    ``g(x) = ∂/∂p_ood [−log softmax(−d)_ŷ]`` with ``d_j = ‖h − p_j‖₂`` over the C class
+    prototypes and ``p_ood``, taken by ``jax.vmap(jax.grad(...))``. Its closed form is
+    ``softmax(−d)_ood · (h − p_ood) / ‖h − p_ood‖``, whatever class ``ŷ`` is. Where a feature
+    equals ``p_ood`` the gradient is 0.
+
+    Args:
+      features: penultimate features ``h``, (B, D).
+      class_prototypes: class means ``p_c``, (C, D).
+      ood_prototype: ``p_ood``, (D,).
+
+    Returns:
+      The gradients, (B, D) float32.
+
+    Raises:
+      TypeError: an argument does not hold real numbers.
+      ValueError: wrong rank, widths that differ, no class prototype, NaN or infinite values.
+
+    References:
+      GROOD, arXiv 2312.14427, section 3 (gradients in the space of prototypes).
+    """
+    prototypes = checks.finite(
+        "class_prototypes", checks.shaped("class_prototypes", class_prototypes, ("C", "D"))
+    )
+    if prototypes.shape[0] == 0:
+        raise ValueError("class_prototypes has shape (0, D); expected at least one class")
+    width = prototypes.shape[1]
+    points = checks.finite("features", checks.shaped("features", features, ("B", width)))
+    ood = checks.finite("ood_prototype", checks.shaped("ood_prototype", ood_prototype, (width,)))
+    limit = 1e18
+    for name, array in (("features", points), ("class_prototypes", prototypes)):
+        if not isinstance(array, jax.core.Tracer) and array.size:
+            largest = float(jnp.max(jnp.abs(array)))
+            if largest > limit:
+                raise ValueError(
+                    f"{name} holds values up to {largest:.3g}; expected at most {limit:.0e} "
+                    "(rescale the features: float32 distances would overflow)"
+                )
+    return gradients(points, prototypes, ood)
