@@ -60,9 +60,7 @@ def mix_with_prototypes(
     early = checks.shaped("prototypes", prototypes, ("C", *activations.shape[1:]))
     count = activations.shape[0]
     wide = np.ndim(targets) == 2
-    chosen = checks.classes(
-        "targets", targets, early.shape[0], (count, "K") if wide else (count,)
-    )
+    chosen = checks.classes("targets", targets, early.shape[0], (count, "K") if wide else (count,))
     if not isinstance(weight, jax.core.Tracer):
         checks.fraction("weight", float(weight))
     sample = activations[:, None] if wide else activations

@@ -192,9 +192,7 @@ def _group_lows(centred: Float[Array, "q d"], bank: Bank) -> Float[Array, "q g"]
     return lows.transpose(1, 0, 2).reshape(len(centred), -1)
 
 
-def _direct(
-    queries: Float[Array, "q d"], rows: Float[Array, "q r d"]
-) -> Float[Array, "q r"]:
+def _direct(queries: Float[Array, "q d"], rows: Float[Array, "q r d"]) -> Float[Array, "q r"]:
     """Distances by direct differences, scaled so that no square over- or underflows."""
     differences = queries[:, None, :] - rows
     largest = jnp.max(jnp.abs(differences), axis=-1)
@@ -203,9 +201,7 @@ def _direct(
     return scale * jnp.sqrt(jnp.sum(scaled * scaled, axis=-1))
 
 
-def _settle(
-    queries: Float[Array, "q d"], groups: Array, bank: Bank
-) -> Float[Array, "q r"]:
+def _settle(queries: Float[Array, "q d"], groups: Array, bank: Bank) -> Float[Array, "q r"]:
     """Direct distances from each query to the rows of its own groups."""
 
     def one_group(group: Array) -> Float[Array, "q r"]:

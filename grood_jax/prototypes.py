@@ -120,7 +120,7 @@ def class_prototypes(
 
 
 def require_classes(
-    what: str, counts: Int[Array, " c"], present: Sequence[int] | None = None
+    what: str, counts: Int[Array | np.ndarray, " c"], present: Sequence[int] | None = None
 ) -> None:
     """Raises ValueError naming the classes, of those that must be present, with no sample."""
     found = np.asarray(counts)

@@ -177,7 +177,13 @@ def grood(
         "present_classes": None if present_classes is None else list(present),
     }
     return Detector(
-        "grood", fit, score, options, ood=sources[ood_prototype], mix=mix, rows=rows if mix else None
+        "grood",
+        fit,
+        score,
+        options,
+        ood=sources[ood_prototype],
+        mix=mix,
+        rows=rows if mix else None,
     )
 
 

@@ -1,0 +1,250 @@
+"""A classifier cut in two pure functions: the one seam to neural-network frameworks."""
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from grood_jax.outputs import Outputs
+
+Early = Callable[[Any, Array], Array]
+Late = Callable[[Any, Array], tuple[Array, Array]]
+Head = Callable[[Any], tuple[Array, Array]]
+Cut = str | tuple[Callable[..., Any], Callable[..., Any]]
+
+_TRAINING = (
+    "the model ran in training mode: its batch statistics or random state would change with the "
+    "batch; put it in evaluation mode (use_running_average=True, deterministic=True) in the "
+    "functions that the backbone calls"
+)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Backbone:
+    """A classifier as a pytree of arrays and two static pure functions.
+
+    ``early(arrays, images) -> e`` yields the activations at the cut;
+    ``late(arrays, e) -> (h, z)`` the penultimate features (B, D) and logits (B, C).
+
+    Attributes:
+      arrays: the model's arrays, a pytree.
+      early: from images to the activations at the cut.
+      late: from the activations to features and logits.
+      head: from arrays to the class head's weights (D, C) and bias (C,), where there is one.
+    """
+
+    arrays: Any
+    early: Early = field(metadata={"static": True})
+    late: Late = field(metadata={"static": True})
+    head: Head | None = field(default=None, metadata={"static": True})
+
+    @classmethod
+    def from_functions(
+        cls, arrays: Any, early: Early, late: Late, head: Head | None = None
+    ) -> "Backbone":
+        """Makes a backbone of any framework's model.
+
+        Args:
+          arrays: the model's arrays, a pytree.
+          early: ``(arrays, images) -> activations``, pure, in evaluation mode.
+          late: ``(arrays, activations) -> (features, logits)``, pure, in evaluation mode.
+          head: ``arrays -> (weights (D, C), bias (C,))``, if detectors are to use it.
+
+        Raises:
+          TypeError: a stage is not callable, or not hashable (then every call would compile).
+        """
+        for name, stage in (("early", early), ("late", late), ("head", head)):
+            if stage is None and name == "head":
+                continue
+            if not callable(stage):
+                raise TypeError(f"{name} is {stage!r}; expected a function")
+            if not isinstance(stage, Hashable):
+                raise TypeError(f"{name} is not hashable; expected a function or frozen dataclass")
+        return cls(arrays, early, late, head)
+
+    @classmethod
+    def from_nnx(cls, model: Any, *, cut: Cut) -> "Backbone":
+        """Makes a backbone of a flax.nnx module; the module itself is left as it is.
+
+        Args:
+          model: the module. It is used in evaluation mode, whatever mode it is in.
+          cut: the name of a stage, where the model has ``stages`` and methods
+            ``early(images, cut)`` and ``late(hidden, cut)`` as `grood_jax.models` have; or two
+            functions ``(early(model, images), late(model, hidden))``.
+
+        Raises:
+          TypeError: ``model`` is no nnx module, or has no stages for a named cut.
+          ValueError: the model has no such stage; and, at the first call, the model runs in
+            training mode all the same.
+        """
+        from flax import nnx
+
+        if not isinstance(model, nnx.Module):
+            raise TypeError(f"model is a {type(model).__name__}; expected a flax.nnx.Module")
+        early, late, name = _stages(model, cut)
+        evaluation = nnx.view(
+            model, deterministic=True, use_running_average=True, raise_if_not_found=False
+        )
+        graph, arrays = nnx.split(evaluation)
+        has_head = isinstance(getattr(model, "head", None), nnx.Linear)
+        return cls(
+            arrays,
+            _NnxStage(graph, early, name),
+            _NnxStage(graph, late, name),
+            _NnxHead(graph) if has_head else None,
+        )
+
+    @classmethod
+    def from_linen(cls, module: Any, variables: Mapping[str, Any], *, cut: Cut) -> "Backbone":
+        """Makes a backbone of a flax.linen module with its variables.
+
+        Args:
+          module: the module, with methods that run in evaluation mode.
+          variables: its collections, ``{"params": …, "batch_stats": …}``.
+          cut: as for `from_nnx`; the functions take the bound module first.
+
+        Raises:
+          TypeError: ``module`` is no linen module, or has no stages for a named cut.
+          ValueError: the module has no such stage, ``variables`` has no "params"; and, at the
+            first call, the module runs in training mode.
+        """
+        from flax import linen
+
+        if not isinstance(module, linen.Module):
+            raise TypeError(f"module is a {type(module).__name__}; expected a flax.linen.Module")
+        if "params" not in variables:
+            raise ValueError(f"variables has collections {sorted(variables)}; expected 'params'")
+        early, late, name = _stages(module, cut)
+        has_head = set(dict(variables["params"]).get("head", {})) >= {"kernel", "bias"}
+        return cls(
+            dict(variables),
+            _LinenStage(module, early, name),
+            _LinenStage(module, late, name),
+            _linen_head if has_head else None,
+        )
+
+    def hidden(self, images: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+        """The activations at the cut, (B, ...).
+
+        Raises:
+          ValueError: the model runs in training mode.
+        """
+        return self.early(self.arrays, images)
+
+    def finish(self, hidden: Float[Array, "b ..."]) -> Outputs:
+        """Features and logits from the activations at the cut.
+
+        Raises:
+          ValueError: ``late`` returned anything but features (B, D) and logits (B, C), or the
+            model runs in training mode.
+        """
+        returned = self.late(self.arrays, hidden)
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise ValueError(
+                f"late returned a {type(returned).__name__}; expected (features, logits)"
+            )
+        features, logits = (jnp.asarray(part) for part in returned)
+        count = hidden.shape[0]
+        for name, part, width in (("features", features, "D"), ("logits", logits, "C")):
+            if part.ndim != 2 or part.shape[0] != count:
+                raise ValueError(
+                    f"late returned {name} of shape {part.shape}; expected ({count}, {width})"
+                )
+        return Outputs(features.astype(jnp.float32), logits.astype(jnp.float32))
+
+    def __call__(self, images: Float[Array, "b ..."]) -> Outputs:
+        """Features (B, D) and logits (B, C) of images."""
+        return self.finish(self.hidden(images))
+
+
+@dataclass(frozen=True)
+class _ByName:
+    """A model's own method for a named stage; equal for equal names, so nothing retraces."""
+
+    method: str
+    cut: str
+
+    def __call__(self, model: Any, x: Array) -> Any:
+        return getattr(model, self.method)(x, self.cut)
+
+
+def _stages(model: Any, cut: Cut) -> tuple[Callable[..., Any], Callable[..., Any], str]:
+    if isinstance(cut, tuple) and len(cut) == 2 and all(callable(part) for part in cut):
+        return cut[0], cut[1], "functions"
+    if not isinstance(cut, str):
+        raise TypeError(
+            f"cut is {cut!r}; expected the name of a stage or two functions (early, late)"
+        )
+    stages = getattr(model, "stages", None)
+    if stages is None or not (hasattr(model, "early") and hasattr(model, "late")):
+        raise TypeError(
+            f"cut is {cut!r}, but {type(model).__name__} has no named stages; expected a model "
+            "with `stages`, `early` and `late`, or a cut of two functions (early, late)"
+        )
+    if cut not in stages:
+        raise ValueError(f"cut is {cut!r}; expected one of {', '.join(stages)}")
+    return _ByName("early", cut), _ByName("late", cut), cut
+
+
+@dataclass(frozen=True)
+class _NnxStage:
+    graph: Any
+    function: Callable[..., Any]
+    name: str
+
+    def __call__(self, arrays: Any, x: Array) -> Any:
+        from flax import nnx
+
+        model = nnx.merge(self.graph, arrays)
+        # NNX updates batch statistics in silence: compare what the call left behind.
+        before = _state_leaves(model)
+        result = self.function(model, x)
+        after = _state_leaves(model)
+        if len(before) != len(after) or any(
+            old is not new for old, new in zip(before, after, strict=True)
+        ):
+            raise ValueError(_TRAINING)
+        return result
+
+
+def _state_leaves(model: Any) -> list[Any]:
+    from flax import nnx
+
+    return jax.tree.leaves(nnx.state(model, nnx.Not(nnx.Param)))
+
+
+@dataclass(frozen=True)
+class _NnxHead:
+    graph: Any
+
+    def __call__(self, arrays: Any) -> tuple[Array, Array]:
+        from flax import nnx
+
+        head = nnx.merge(self.graph, arrays).head
+        weights = head.kernel[...]
+        bias = jnp.zeros(weights.shape[1]) if head.bias is None else head.bias[...]
+        return weights, bias
+
+
+@dataclass(frozen=True)
+class _LinenStage:
+    module: Any
+    function: Callable[..., Any]
+    name: str
+
+    def __call__(self, arrays: Any, x: Array) -> Any:
+        from flax import errors
+
+        try:
+            return self.module.apply(arrays, x, method=self.function)
+        except (errors.ModifyScopeVariableError, errors.InvalidRngError) as error:
+            raise ValueError(f"{_TRAINING} ({type(error).__name__})") from error
+
+
+def _linen_head(arrays: Any) -> tuple[Array, Array]:
+    head = arrays["params"]["head"]
+    return head["kernel"], head["bias"]

@@ -1,0 +1,15 @@
+"""Images: where they come from, how they are prepared, and batches of them."""
+
+from grood_jax.data.batching import Batch, batches
+from grood_jax.data.preprocessing import Preprocessing
+from grood_jax.data.sources import ArraySet, ImageSet, LimitedSet, TfdsSource
+
+__all__ = [
+    "ArraySet",
+    "Batch",
+    "ImageSet",
+    "LimitedSet",
+    "Preprocessing",
+    "TfdsSource",
+    "batches",
+]
