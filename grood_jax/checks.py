@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 
 def shaped(name: str, array: Any, shape: Sequence[int | str]) -> jax.Array:
@@ -22,7 +21,9 @@ def shaped(name: str, array: Any, shape: Sequence[int | str]) -> jax.Array:
       TypeError: the array's dtype is not a real number.
       ValueError: its shape differs from ``shape``.
     """
-    array = _numeric(name, array)
+    array = _array(array)
+    if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+        raise TypeError(f"{name} has dtype {array.dtype}; expected real numbers")
     open_ended = len(shape) > 0 and shape[-1] == "..."
     wanted = tuple(shape[:-1]) if open_ended else tuple(shape)
     found = tuple(array.shape)
@@ -30,47 +31,59 @@ def shaped(name: str, array: Any, shape: Sequence[int | str]) -> jax.Array:
     if not rank_fits or any(
         isinstance(want, int) and have != want for have, want in zip(found, wanted, strict=False)
     ):
-        expected = ", ".join(str(axis) for axis in shape)
-        raise ValueError(f"{name} has shape {found}; expected ({expected})")
-    return array.astype(jnp.float32)
+        raise ValueError(f"{name} has shape {found}; expected {_written(shape)}")
+    if isinstance(array, np.ndarray):
+        # JAX would first wrap int64 to int32; what float32 cannot hold is infinite, for `finite`.
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
+    return jnp.asarray(array, jnp.float32)
 
 
-def finite(name: str, array: jax.Array) -> jax.Array:
-    """Returns ``array``; raises ValueError if it holds NaN or infinities. Tracers pass."""
-    if isinstance(array, jax.core.Tracer) or bool(jnp.isfinite(array).all()):
+def finite(name: str, array: jax.Array, limit: float | None = None) -> jax.Array:
+    """Returns ``array``; raises ValueError if it holds NaN or infinities. Tracers pass.
+
+    With a ``limit``, magnitudes beyond it are refused too.
+    """
+    if isinstance(array, jax.core.Tracer):
         return array
-    bad = np.argwhere(~np.isfinite(np.asarray(array)))
-    raise ValueError(
-        f"{name} holds {len(bad)} values that are NaN or infinite, the first at index "
-        f"{tuple(int(i) for i in bad[0])}; expected finite numbers"
-    )
+    if not bool(jnp.isfinite(array).all()):
+        bad = np.argwhere(~np.isfinite(np.asarray(array)))
+        raise ValueError(
+            f"{name} holds {len(bad)} values that are NaN or infinite, the first at index "
+            f"{tuple(int(i) for i in bad[0])}; expected finite numbers"
+        )
+    if limit is not None and (largest := float(jnp.max(jnp.abs(array), initial=0.0))) > limit:
+        raise ValueError(
+            f"{name} holds values up to {largest:.3g}; expected at most {limit:.0e} "
+            "(rescale them: float32 distances would overflow)"
+        )
+    return array
 
 
-def classes(name: str, labels: ArrayLike, count: int, shape: Sequence[int | str]) -> jax.Array:
+def classes(name: str, labels: Any, count: int, shape: Sequence[int | str]) -> jax.Array:
     """Returns ``labels`` as int32 after checking dtype, shape and that all lie in [0, count).
 
     Raises:
       TypeError: the labels are not integers.
       ValueError: their shape differs from ``shape``, or one lies outside [0, count).
     """
-    array = jnp.asarray(labels)
+    array = _array(labels)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name} has dtype {array.dtype}; expected integers")
     if array.ndim != len(shape) or any(
         isinstance(want, int) and have != want
         for have, want in zip(array.shape, shape, strict=False)
     ):
-        expected = ", ".join(str(axis) for axis in shape)
-        raise ValueError(f"{name} has shape {tuple(array.shape)}; expected ({expected})")
+        raise ValueError(f"{name} has shape {tuple(array.shape)}; expected {_written(shape)}")
     if not isinstance(array, jax.core.Tracer) and array.size:
         low, high = int(array.min()), int(array.max())
         if low < 0 or high >= count:
             found = low if low < 0 else high
             raise ValueError(f"{name} holds {found}; expected classes from 0 to {count - 1}")
-    return array.astype(jnp.int32)
+    return jnp.asarray(array, jnp.int32)
 
 
-def at_least(name: str, value: int, low: int) -> int:
+def at_least(name: str, value: Any, low: int) -> int:
     """Returns ``value``; raises TypeError unless it is an integer, ValueError if below ``low``."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} is {value!r}; expected an integer of at least {low}")
@@ -79,15 +92,29 @@ def at_least(name: str, value: int, low: int) -> int:
     return int(value)
 
 
-def fraction(name: str, value: float, *, zero: bool = True) -> float:
-    """Returns ``value``; raises ValueError unless it lies in [0, 1], or (0, 1] without ``zero``."""
+def fraction(name: str, value: Any, *, zero: bool = True) -> float:
+    """Returns ``value``; raises unless it lies in [0, 1], or in (0, 1] without ``zero``.
+
+    Raises:
+      TypeError: it is no real number.
+      ValueError: it lies outside.
+    """
+    if isinstance(value, bool) or not isinstance(value, float | int | np.floating | np.integer):
+        raise TypeError(f"{name} is {value!r}; expected a number between 0 and 1")
     if not (0 <= value <= 1) or (value == 0 and not zero):
         interval = "[0, 1]" if zero else "(0, 1]"
         raise ValueError(f"{name} is {value}; expected a number in {interval}")
     return float(value)
 
 
-def choice(name: str, value: str, options: Sequence[str]) -> str:
+def flag(name: str, value: Any) -> bool:
+    """Returns ``value``; raises TypeError unless it is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} is {value!r}; expected True or False")
+    return bool(value)
+
+
+def choice(name: str, value: Any, options: Sequence[str]) -> str:
     """Returns ``value``; raises ValueError, with the nearest option, unless it is one of them."""
     import difflib
 
@@ -98,11 +125,10 @@ def choice(name: str, value: str, options: Sequence[str]) -> str:
     raise ValueError(f"{name} is {value!r}; expected one of {', '.join(options)}{hint}")
 
 
-def _numeric(name: str, array: Any) -> jax.Array:
-    dtype = getattr(array, "dtype", None)
-    if dtype is None:
-        array = np.asarray(array)
-        dtype = array.dtype
-    if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
-        raise TypeError(f"{name} has dtype {dtype}; expected real numbers")
-    return jnp.asarray(array)
+def _array(array: Any) -> Any:
+    """``array`` as it is if it is a JAX array, else as NumPy reads it."""
+    return array if isinstance(array, jax.Array) else np.asarray(array)
+
+
+def _written(shape: Sequence[int | str]) -> str:
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"

@@ -2,12 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+import numpy.typing as npt
 from jaxtyping import Array, Float
 
 from grood_jax import checks
 
-Matrix = Array | np.ndarray
+LARGEST = 1e18
+"""Beyond this, features are refused: in float32 no distance between them means anything."""
 
 
 def distance(x: Float[Array, " d"], y: Float[Array, " d"]) -> Float[Array, ""]:
@@ -77,9 +78,9 @@ def gradients(
 
 
 def ood_gradients(
-    features: Float[Matrix, "b d"],
-    class_prototypes: Float[Matrix, "c d"],
-    ood_prototype: Float[Matrix, " d"],
+    features: npt.ArrayLike,
+    class_prototypes: npt.ArrayLike,
+    ood_prototype: npt.ArrayLike,
 ) -> Float[Array, "b d"]:
     """Per-sample gradients of the nearest-prototype loss with respect to the OOD prototype.
 
@@ -98,26 +99,22 @@ def ood_gradients(
 
     Raises:
       TypeError: an argument does not hold real numbers.
-      ValueError: wrong rank, widths that differ, no class prototype, NaN or infinite values.
+      ValueError: wrong rank, widths that differ, no class prototype, NaN, infinite values or
+        values beyond 1e18.
 
     References:
       GROOD, arXiv 2312.14427, section 3 (gradients in the space of prototypes).
     """
-    prototypes = checks.finite(
-        "class_prototypes", checks.shaped("class_prototypes", class_prototypes, ("C", "D"))
+    prototypes = checks.shaped("class_prototypes", class_prototypes, ("C", "D"))
+    count, width = prototypes.shape
+    if count == 0:
+        raise ValueError(
+            f"class_prototypes has shape {prototypes.shape}; expected at least one class"
+        )
+    points = checks.shaped("features", features, ("B", width))
+    ood = checks.shaped("ood_prototype", ood_prototype, (width,))
+    return gradients(
+        checks.finite("features", points, LARGEST),
+        checks.finite("class_prototypes", prototypes, LARGEST),
+        checks.finite("ood_prototype", ood, LARGEST),
     )
-    if prototypes.shape[0] == 0:
-        raise ValueError("class_prototypes has shape (0, D); expected at least one class")
-    width = prototypes.shape[1]
-    points = checks.finite("features", checks.shaped("features", features, ("B", width)))
-    ood = checks.finite("ood_prototype", checks.shaped("ood_prototype", ood_prototype, (width,)))
-    limit = 1e18
-    for name, array in (("features", points), ("class_prototypes", prototypes)):
-        if not isinstance(array, jax.core.Tracer) and array.size:
-            largest = float(jnp.max(jnp.abs(array)))
-            if largest > limit:
-                raise ValueError(
-                    f"{name} holds values up to {largest:.3g}; expected at most {limit:.0e} "
-                    "(rescale the features: float32 distances would overflow)"
-                )
-    return gradients(points, prototypes, ood)

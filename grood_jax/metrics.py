@@ -1,15 +1,13 @@
 """OOD metrics as the OpenOOD v1.5 protocol has them, computed by scikit-learn."""
 
 import numpy as np
-from jaxtyping import Array, Float
+import numpy.typing as npt
+from jaxtyping import Float
 
 from grood_jax import checks
 
 
-def ood_metrics(
-    id_scores: Float[Array | np.ndarray, " n"],
-    ood_scores: Float[Array | np.ndarray, " m"],
-) -> dict[str, float]:
+def ood_metrics(id_scores: npt.ArrayLike, ood_scores: npt.ArrayLike) -> dict[str, float]:
     """AUROC, FPR@95 and both AUPRs of scores that are higher for OOD samples.
 
     OOD is the positive class of ``auroc``, ``fpr95`` and ``aupr_out``; ID that of ``aupr_in``.
@@ -24,6 +22,7 @@ def ood_metrics(
       ``{"auroc", "fpr95", "aupr_in", "aupr_out"}``, fractions in [0, 1].
 
     Raises:
+      TypeError: scores that are no real numbers.
       ValueError: an empty, misshapen, NaN or infinite argument.
 
     References:
@@ -41,12 +40,13 @@ def ood_metrics(
     return {
         "auroc": float(roc_auc_score(is_ood, scores)),
         "fpr95": float(false_positive[np.argmax(true_positive >= 0.95)]),
-        "aupr_in": float(auc(recall_in, precision_in)),
-        "aupr_out": float(auc(recall_out, precision_out)),
+        # The sum of the trapezoids may round to just above 1.
+        "aupr_in": min(float(auc(recall_in, precision_in)), 1.0),
+        "aupr_out": min(float(auc(recall_out, precision_out)), 1.0),
     }
 
 
-def _scores(name: str, scores: Float[Array | np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+def _scores(name: str, scores: npt.ArrayLike) -> Float[np.ndarray, " n"]:
     array = np.asarray(scores)
     if array.ndim != 1 or len(array) == 0:
         raise ValueError(f"{name} has shape {array.shape}; expected (N,) with N at least 1")

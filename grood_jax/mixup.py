@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from grood_jax import checks
@@ -16,7 +18,7 @@ def other_classes(
     Args:
       logits: (B, C).
       count: how many classes K; at least 1 and fewer than the classes to choose from.
-      present: the classes to choose from; all by default.
+      present: the classes to choose from, without repeats; all by default.
 
     Returns:
       Classes, (B, K) int32.
@@ -29,17 +31,21 @@ def other_classes(
         raise ValueError(
             f"count is {count}; expected from 1 to {available - 1}, with {available} classes"
         )
+    kept = jnp.ones(logits.shape[1], bool)
     if present is not None:
-        kept = jnp.zeros(logits.shape[1], bool).at[present].set(True)
-        logits = jnp.where(kept[None, :], logits, -jnp.inf)
-    return jax.lax.top_k(logits, count + 1)[1][:, 1:].astype(jnp.int32)
+        kept = jnp.zeros_like(kept).at[present].set(True)
+    # The predicted class may be none of those to choose from.
+    others = kept[None, :] & ~jax.nn.one_hot(logits.argmax(axis=1), len(kept), dtype=bool)
+    # A logit of −inf stays above those left out.
+    floored = jnp.maximum(logits, jnp.finfo(logits.dtype).min)
+    return jax.lax.top_k(jnp.where(others, floored, -jnp.inf), count)[1].astype(jnp.int32)
 
 
 def mix_with_prototypes(
-    hidden: Float[Array | np.ndarray, "b ..."],
-    prototypes: Float[Array | np.ndarray, "c ..."],
-    targets: Int[Array | np.ndarray, "b"] | Int[Array | np.ndarray, "b k"],
-    weight: float | Float[Array, ""],
+    hidden: npt.ArrayLike,
+    prototypes: npt.ArrayLike,
+    targets: npt.ArrayLike,
+    weight: ArrayLike,
 ) -> Float[Array, "..."]:
     """Interpolates hidden activations with class prototypes: ``λ·e + (1 − λ)·p_target``.
 
@@ -61,7 +67,8 @@ def mix_with_prototypes(
     count = activations.shape[0]
     wide = np.ndim(targets) == 2
     chosen = checks.classes("targets", targets, early.shape[0], (count, "K") if wide else (count,))
-    if not isinstance(weight, jax.core.Tracer):
-        checks.fraction("weight", float(weight))
+    share = checks.shaped("weight", weight, ())
+    if not isinstance(share, jax.core.Tracer):
+        checks.fraction("weight", np.asarray(weight).item())
     sample = activations[:, None] if wide else activations
-    return weight * sample + (1.0 - weight) * early[chosen]
+    return share * sample + (1.0 - share) * early[chosen]

@@ -13,6 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
@@ -29,6 +30,9 @@ QUERY_BLOCK = 256
 
 SPARE_GROUPS = 7
 """Groups settled beyond the k that could hold the k nearest rows, one each."""
+
+LARGEST = 1e37
+"""Beyond this, values are refused: the reciprocals of their differences underflow in float32."""
 
 DIRECT_BLOCK = 16
 """Uncertified queries searched together by direct differences."""
@@ -61,14 +65,14 @@ def rounding(width: int) -> float:
     return 2 * (width + 32) * 2.0**-24
 
 
-def build_bank(vectors: Float[Array | np.ndarray, "n d"]) -> Bank:
+def build_bank(vectors: npt.ArrayLike) -> Bank:
     """Makes a bank of the rows of ``vectors`` (N, D).
 
     Raises:
       TypeError: not real numbers.
-      ValueError: wrong rank, no rows, NaN or infinite values.
+      ValueError: wrong rank, no rows, NaN, infinite values or values beyond 1e37.
     """
-    rows = checks.finite("bank", checks.shaped("bank", vectors, ("N", "D")))
+    rows = checks.finite("bank", checks.shaped("bank", vectors, ("N", "D")), LARGEST)
     if 0 in rows.shape:
         raise ValueError(f"bank has shape {rows.shape}; expected at least one row and one column")
     return _build(rows)
@@ -95,8 +99,8 @@ def _build(rows: Float[Array, "n d"]) -> Bank:
 
 
 def nearest_distances(
-    queries: Float[Array | np.ndarray, "q d"],
-    bank: Bank | Float[Array | np.ndarray, "n d"],
+    queries: npt.ArrayLike,
+    bank: Bank | npt.ArrayLike,
     k: int = 1,
 ) -> Float[Array, " q"]:
     """Euclidean distance from each query to its k-th nearest row of the bank, exact.
@@ -111,14 +115,18 @@ def nearest_distances(
 
     Raises:
       TypeError: not real numbers, or ``k`` not an integer.
-      ValueError: wrong rank, widths that differ, an empty bank, NaN or infinite values, or
-        ``k`` larger than the bank.
+      ValueError: wrong rank, widths that differ, an empty bank, NaN, infinite values or values
+        beyond 1e37, or ``k`` larger than the bank.
     """
-    ready = bank if isinstance(bank, Bank) else build_bank(bank)
-    rows, width = ready.vectors.shape
-    points = checks.finite("queries", checks.shaped("queries", queries, ("Q", width)))
     checks.at_least("k", k, 1)
-    size = rows if isinstance(ready.bounds, jax.core.Tracer) else bank_size(ready)
+    if isinstance(bank, Bank):
+        ready, traced = bank, isinstance(bank.bounds, jax.core.Tracer)
+        size = len(bank.vectors) if traced else bank_size(bank)
+    else:
+        ready, size = build_bank(bank), np.shape(bank)[0]
+    width = ready.vectors.shape[1]
+    points = checks.shaped("queries", queries, ("Q", width))
+    points = checks.finite("queries", points, LARGEST)
     if k > size:
         raise ValueError(f"k is {k}; expected at most the bank's {size} rows")
     return search(points, ready, k)
@@ -160,7 +168,7 @@ def _search_block(
         return kth, jnp.ones(count, bool)
     # The first group left out holds nothing nearer than this; the last term covers underflow.
     squared = jnp.sum(centred * centred, axis=1) * (1.0 - rounding(width))
-    left_out = -order[:, taken] + squared - width * jnp.finfo(jnp.float32).tiny
+    left_out = -order[:, taken] + squared - 8 * width * jnp.finfo(jnp.float32).tiny
     reached = kth * bank.inverse_scale
     certain = (reached * reached * (1.0 + rounding(width)) <= left_out) | (kth == 0.0)
     return kth, certain

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float
 
 
@@ -32,6 +33,6 @@ class Outputs:
       mixed: for each ``Mix`` asked for, the features of the mixed copies, (B, K, D) float32.
     """
 
-    features: Float[Array, "b d"]
-    logits: Float[Array, "b c"]
-    mixed: dict[Mix, Float[Array, "b k d"]] = field(default_factory=dict)
+    features: Float[Array | np.ndarray, "b d"]
+    logits: Float[Array | np.ndarray, "b c"]
+    mixed: dict[Mix, Float[Array | np.ndarray, "b k d"]] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jaxtyping import Array, Bool, Float, Int
 
 from grood_jax import checks
@@ -35,8 +36,9 @@ class ClassSums:
 
 def class_sums(num_classes: int, shape: Sequence[int]) -> ClassSums:
     """Empty sums for values of the given shape."""
-    zeros = jnp.zeros((num_classes, *shape), jnp.float32)
-    return ClassSums(high=zeros, low=zeros, counts=jnp.zeros(num_classes, jnp.int32))
+    # One buffer each: `accumulate` donates them.
+    high, low = (jnp.zeros((num_classes, *shape), jnp.float32) for _ in range(2))
+    return ClassSums(high, low, counts=jnp.zeros(num_classes, jnp.int32))
 
 
 def _two_sum(
@@ -95,8 +97,8 @@ def means(sums: ClassSums) -> Float[Array, "c ..."]:
 
 
 def class_prototypes(
-    features: Float[Array | np.ndarray, "n ..."],
-    labels: Int[Array | np.ndarray, " n"],
+    features: npt.ArrayLike,
+    labels: npt.ArrayLike,
     num_classes: int,
 ) -> tuple[Float[Array, "c ..."], Int[Array, " c"]]:
     """The mean of ``features`` by label, and how many samples each class has.
@@ -110,6 +112,7 @@ def class_prototypes(
       Prototypes, (C, ...) float32, zeros for an absent class; counts, (C,) int32.
 
     Raises:
+      TypeError: features that are no real numbers, labels or num_classes that are no integers.
       ValueError: shapes that do not fit, a label out of range, NaN or infinite features.
     """
     checks.at_least("num_classes", num_classes, 1)
@@ -122,8 +125,13 @@ def class_prototypes(
 def require_classes(
     what: str, counts: Int[Array | np.ndarray, " c"], present: Sequence[int] | None = None
 ) -> None:
-    """Raises ValueError naming the classes, of those that must be present, with no sample."""
+    """Raises ValueError naming the classes, of those that must be present, with no sample.
+
+    Also where ``present`` holds what is no class.
+    """
     found = np.asarray(counts)
+    if present is not None:
+        checks.classes("present_classes", present, len(found), ("P",))
     expected = range(len(found)) if present is None else present
     empty = [int(c) for c in expected if found[c] == 0]
     if empty:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -37,3 +37,9 @@ def tfds_data() -> Path:
 def key() -> jax.Array:
     """A key, the same in every test."""
     return jax.random.key(0)
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the runtime type checks that the tests add: a user does not have them."""
+    monkeypatch.setattr(config, "jaxtyping_disable", True)

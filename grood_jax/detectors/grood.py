@@ -105,11 +105,14 @@ def grood(
     checks.fraction("mixup_weight", mixup_weight)
     checks.fraction("interpolate_weight", interpolate_weight)
     checks.fraction("sampling_ratio", sampling_ratio, zero=False)
+    checks.flag("farthest_fifth", farthest_fifth)
+    checks.flag("interpolate", interpolate)
     if farthest_fifth and ood_prototype != "mixup":
         raise ValueError(
             f"farthest_fifth is True with ood_prototype {ood_prototype!r}; expected 'mixup'"
         )
-    present = () if present_classes is None else tuple(sorted(set(present_classes)))
+    given = () if present_classes is None else present_classes
+    present = tuple(sorted({checks.at_least("present_classes", label, 0) for label in given}))
     if present_classes is not None and len(present) < 2:
         raise ValueError(f"present_classes is {present}; expected at least two classes")
     sources: dict[str, OODSource | None] = {
@@ -127,7 +130,7 @@ def grood(
         counts = np.bincount(np.asarray(labels)[correct], minlength=logits.shape[1])
         require_classes("correctly classified sample", counts, present or None)
         if present:
-            correct &= np.isin(np.asarray(labels), present)
+            correct = correct & np.isin(np.asarray(labels), present)
         chosen = np.flatnonzero(correct)
         size = max(1, round(sampling_ratio * len(chosen)))
         if size < len(chosen):
@@ -145,7 +148,6 @@ def grood(
         prototypes, counts = class_prototypes(features, training.labels, logits.shape[1])
         require_classes("sample", counts, present or None)
         if present:
-            checks.classes("present_classes", np.asarray(present), logits.shape[1], ("P",))
             prototypes = prototypes[np.asarray(present)]
         chosen = rows(training, key)
         center = _ood_prototype(prototypes, training.ood, ood_prototype, farthest_fifth)
@@ -160,7 +162,7 @@ def grood(
         sample = gradients(outputs.features, state.class_prototypes, state.ood_prototype)
         if mix is not None:
             sample = sample + _mixed_gradients(
-                outputs.mixed[mix], state.class_prototypes, state.ood_prototype
+                jnp.asarray(outputs.mixed[mix]), state.class_prototypes, state.ood_prototype
             )
         return search(sample, state.bank, k)
 
@@ -207,9 +209,9 @@ def _ood_prototype(
         return prototypes.mean(axis=0)
     if ood is None or len(ood.features) == 0:
         raise ValueError(f"training.ood is empty; expected outputs for ood_prototype {source!r}")
-    features = checks.finite("training.ood.features", ood.features)
+    features = checks.finite("training.ood.features", jnp.asarray(ood.features))
     if source == "noise":
-        features = features[least_like_training(ood.logits)]
+        features = features[least_like_training(jnp.asarray(ood.logits))]
     elif farthest_fifth:
         nearest = distances_to(features, prototypes).min(axis=1)
         features = features[jax.lax.top_k(nearest, max(1, len(features) // 5))[1]]

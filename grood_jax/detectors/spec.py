@@ -1,0 +1,45 @@
+"""A detector in one word of a command line: ``grood``, ``grood:k=5,ood_prototype=noise``."""
+
+import json
+import re
+from typing import Any
+
+
+def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
+    """Reads ``name`` or ``name:option=value,option=value``.
+
+    Values are JSON (``5``, ``0.3``, ``true``, ``[0,1]``), or ``True``, ``False``, ``None`` or
+    words.
+
+    Args:
+      text: the detector's name and options.
+
+    Returns:
+      The name and the options, for `grood_jax.detectors.create`.
+
+    Raises:
+      ValueError: an option without a value, or given twice.
+    """
+    name, _, rest = text.partition(":")
+    options: dict[str, Any] = {}
+    # Commas inside brackets belong to a value.
+    for item in re.split(r",(?![^\[]*\])", rest) if rest else []:
+        option, equals, value = item.partition("=")
+        if not (option and equals and value):
+            raise ValueError(
+                f"detector is {text!r}; expected name or name:option=value,option=value"
+            )
+        if option in options:
+            raise ValueError(f"detector is {text!r}; expected {option!r} once")
+        options[option] = _value(value)
+    return name, options
+
+
+def _value(text: str) -> Any:
+    words = {"True": True, "False": False, "None": None}
+    if text in words:
+        return words[text]
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

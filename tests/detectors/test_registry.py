@@ -1,0 +1,54 @@
+import re
+from inspect import signature
+
+import pytest
+
+import grood_jax as gj
+from grood_jax import detectors
+
+
+def test_names_hold_grood_and_the_baselines():
+    assert {"grood", "msp"} <= set(gj.detectors.names())
+
+
+@pytest.mark.parametrize("name", detectors.names())
+def test_every_detector_is_made_by_name_with_the_options_it_has(name):
+    made = detectors.create(name)
+    assert isinstance(made, detectors.Detector) and made.name == name
+    assert dict(made.options) == detectors.options(name)
+
+
+def test_options_are_the_defaults_of_the_factory():
+    parameters = signature(detectors.grood).parameters
+    found = detectors.options("grood")
+    assert found == {name: parameter.default for name, parameter in parameters.items()}
+    assert found["k"] == 1 and found["ood_prototype"] == "mixup"
+    assert detectors.options("msp") == {}
+
+
+def test_create_passes_options_on():
+    made = detectors.create("grood", k=4, sampling_ratio=0.5)
+    assert made.options == detectors.options("grood") | {"k": 4, "sampling_ratio": 0.5}
+
+
+@pytest.mark.parametrize("door", [detectors.create, detectors.options])
+def test_an_unknown_detector_is_refused_with_the_nearest(door):
+    message = "detector is 'groood'; expected one of grood, "
+    with pytest.raises(ValueError, match=re.escape(message) + ".*; did you mean 'grood'?"):
+        door("groood")
+
+
+def test_an_unknown_option_is_refused_with_the_nearest():
+    message = "grood has no option 'sampling_rate'; expected ood_prototype, k, "
+    with pytest.raises(ValueError, match=message + ".*; did you mean 'sampling_ratio'?"):
+        detectors.create("grood", sampling_rate=0.5)
+
+
+def test_an_option_of_a_detector_without_any_is_refused():
+    with pytest.raises(ValueError, match="msp has no option 'k'; expected no options$"):
+        detectors.create("msp", k=3)
+
+
+def test_an_option_out_of_range_is_refused_by_its_factory():
+    with pytest.raises(ValueError, match="k is 0; expected at least 1"):
+        detectors.create("grood", k=0)

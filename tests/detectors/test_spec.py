@@ -1,0 +1,44 @@
+"""Detectors in one word of a command line."""
+
+import pytest
+
+from grood_jax import detectors
+from grood_jax.detectors.spec import parse_spec
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("msp", ("msp", {})),
+        ("grood:k=5", ("grood", {"k": 5})),
+        ("grood:k=5,ood_prototype=noise", ("grood", {"k": 5, "ood_prototype": "noise"})),
+        (
+            "grood:interpolate=true,mixup_weight=0.3",
+            ("grood", {"interpolate": True, "mixup_weight": 0.3}),
+        ),
+        ("grood:interpolate=False", ("grood", {"interpolate": False})),
+        ("grood:present_classes=[0,1,3],k=2", ("grood", {"present_classes": [0, 1, 3], "k": 2})),
+        ("grood:present_classes=None", ("grood", {"present_classes": None})),
+        ("grood:", ("grood", {})),
+    ],
+)
+def test_words(text, expected):
+    assert parse_spec(text) == expected
+
+
+@pytest.mark.parametrize("text", ["grood:k", "grood:k=", "grood:=3", "grood:k=1,,k=2"])
+def test_options_without_a_value(text):
+    with pytest.raises(ValueError, match="expected name or name:option=value"):
+        parse_spec(text)
+
+
+def test_an_option_twice():
+    with pytest.raises(ValueError, match="'k' once"):
+        parse_spec("grood:k=1,k=2")
+
+
+def test_every_default_can_be_written_out():
+    for name in detectors.names():
+        words = ",".join(f"{k}={v}" for k, v in detectors.options(name).items())
+        read, options = parse_spec(f"{name}:{words}")
+        assert detectors.create(read, **options).options == detectors.create(name).options

@@ -1,0 +1,299 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import grood_jax as gj
+from grood_jax import neighbors
+from grood_jax.neighbors import BLOCK_GROUPS, GROUP, bank_size
+
+BLOCK = GROUP * BLOCK_GROUPS
+
+
+def brute_force(queries, bank, k):
+    """Float64 distances from each query to its k-th nearest row, by direct differences."""
+    queries, bank = (np.asarray(array).astype(np.float64) for array in (queries, bank))
+    found = [np.sort(np.sqrt(((bank - query) ** 2).sum(axis=1)))[k - 1] for query in queries]
+    return np.array(found)
+
+
+def assert_exact(queries, bank, k):
+    expected = brute_force(queries, bank, k)
+    found = gj.nearest_distances(queries, bank, k)
+    assert found.shape == (len(queries),) and found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=0)
+
+
+def gaussian(rng, rows, width):
+    return rng.normal(size=(rows, width))
+
+
+def clustered(rng, rows, width):
+    centers = 10.0 * np.random.default_rng(7).normal(size=(5, width))
+    return centers[rng.integers(0, 5, rows)] + 1e-3 * rng.normal(size=(rows, width))
+
+
+def wide_norms(rng, rows, width):
+    norms = np.array([1e-1, 1e-6, 1e-13, 1e-25])[rng.integers(0, 4, rows)]
+    return norms[:, None] * rng.normal(size=(rows, width)) / np.sqrt(width)
+
+
+def tiny(rng, rows, width):
+    return 1e-25 * rng.normal(size=(rows, width))
+
+
+def far_from_the_origin(rng, rows, width):
+    return 1e4 + rng.normal(size=(rows, width))
+
+
+def far_cluster_and_outliers(rng, rows, width):
+    outliers = 1e6 * (np.arange(rows) % 50 == 0)
+    return 1e4 + 1e-1 * rng.normal(size=(rows, width)) + outliers[:, None]
+
+
+def coarse_grid(rng, rows, width):
+    return np.pad(rng.integers(0, 4, (rows, 2)), ((0, 0), (0, width - 2))).astype(float)
+
+
+KINDS = [
+    gaussian,
+    clustered,
+    wide_norms,
+    tiny,
+    far_from_the_origin,
+    far_cluster_and_outliers,
+    coarse_grid,
+]
+
+
+def made(kind, rows=700, queries=40, width=24):
+    """Queries and a bank; mostly of the same shapes, for each new one compiles."""
+    return (
+        kind(np.random.default_rng(1), queries, width).astype(np.float32),
+        kind(np.random.default_rng(0), rows, width).astype(np.float32),
+    )
+
+
+def test_the_distance_is_euclidean_and_to_the_kth_nearest():
+    bank = [[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]]
+    for k, expected in ((1, 0.0), (3, np.hypot(6.0, 8.0))):
+        np.testing.assert_array_equal(gj.nearest_distances([[0.0, 0.0]], bank, k), [expected])
+
+
+@pytest.mark.parametrize("k", [1, 2, 10, 50])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_query_equals_brute_force(kind, k):
+    queries, bank = made(kind)
+    assert_exact(queries, bank, k)
+
+
+@pytest.mark.parametrize("kind", [gaussian, tiny, far_from_the_origin])
+def test_data_of_any_scale_and_offset_need_no_second_search(kind):
+    queries, bank = made(kind)
+    certain = neighbors._search_block(jnp.asarray(queries), gj.build_bank(bank), 1)[1]
+    assert certain.all()
+
+
+@pytest.mark.parametrize("kind", [gaussian, wide_norms, far_from_the_origin])
+@pytest.mark.parametrize(
+    "rows, width, k",
+    [
+        (1, 2, 1),
+        (50, 3, 50),
+        (257, 1, 3),
+        (300, 2048, 5),
+        (BLOCK, 64, 2),
+        (BLOCK + 1, 16, 2),
+        (2 * BLOCK + 77, 8, 2),
+    ],
+)
+def test_any_size_and_width(rows, width, k, kind):
+    queries, bank = made(kind, rows, 12, width)
+    assert_exact(queries, bank, k)
+
+
+def test_queries_of_one_scale_in_a_bank_of_another():
+    _, bank = made(wide_norms)
+    directions = np.random.default_rng(2).normal(size=(40, 24))
+    for scale in (1e-30, 1e-13, 1.0, 1e10, 1e30):
+        assert_exact((scale * directions).astype(np.float32), bank, 2)
+
+
+def test_no_value_is_too_large_up_to_the_limit():
+    queries, bank = (np.zeros((rows, 24), np.float32) for rows in (40, 700))
+    queries[:, 0] = np.linspace(-9.9e36, 9.9e36, 40)
+    bank[:, 0] = 9.9e36 * np.linspace(-1, 1, 700) ** 3
+    for k in (1, 50):
+        assert_exact(queries, bank, k)
+
+
+def test_far_queries_with_a_padded_bank():
+    bank = np.linspace(-3.0, 1.0, BLOCK + 1, dtype=np.float32)[:, None]
+    assert_exact(np.array([[1e30], [-1e30], [1e37], [0.1]], np.float32), bank, 3)
+
+
+def test_rows_of_the_bank_are_at_distance_zero():
+    for kind in KINDS:
+        _, bank = made(kind)
+        np.testing.assert_array_equal(gj.nearest_distances(bank[-40:], bank), np.zeros(40))
+
+
+def test_duplicates_count_one_each():
+    queries, bank = made(gaussian)
+    bank[:80] = np.concatenate([queries, queries])
+    np.testing.assert_array_equal(gj.nearest_distances(queries, bank, 2), np.zeros(40))
+    assert_exact(queries, bank, 10)
+
+
+def test_a_bank_of_one_repeated_row():
+    queries, bank = made(gaussian)
+    bank[:] = bank[0]
+    assert_exact(queries, bank, 50)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_order_of_the_bank_does_not_matter(kind):
+    queries, bank = made(kind)
+    expected = gj.nearest_distances(queries, bank, 10)
+    for order in (np.arange(700)[::-1], np.random.default_rng(3).permutation(700)):
+        found = gj.nearest_distances(queries, bank[order], 10)
+        np.testing.assert_allclose(found, expected, rtol=2e-7)
+
+
+def test_more_distant_neighbours_are_never_nearer():
+    queries, bank = made(clustered)
+    by_k = np.stack([gj.nearest_distances(queries, bank, k) for k in (1, 2, 10, 50)])
+    assert (np.diff(by_k, axis=0) >= 0).all()
+
+
+@pytest.mark.parametrize("kind", [gaussian, wide_norms])
+def test_queries_in_pieces_equal_queries_together(kind):
+    queries, bank = made(kind, queries=300)
+    together = gj.nearest_distances(queries, bank, 10)
+    pieces = np.split(queries, [1, 41])
+    assert [len(piece) for piece in pieces] == [1, 40, 259]
+    found = np.concatenate([gj.nearest_distances(piece, bank, 10) for piece in pieces])
+    np.testing.assert_allclose(found, together, rtol=2e-7)
+
+
+def test_a_bank_made_once_equals_the_array():
+    queries, bank = made(gaussian)
+    ready = gj.build_bank(bank)
+    assert bank_size(ready) == 700
+    np.testing.assert_array_equal(
+        gj.nearest_distances(queries, ready, 10), gj.nearest_distances(queries, bank, 10)
+    )
+
+
+def test_a_bank_is_a_pytree_that_passes_through_compiled_code():
+    queries, bank = made(gaussian)
+    expected = gj.nearest_distances(queries, bank, 10)
+    copied = jax.tree.map(lambda array: array + 0, gj.build_bank(bank))
+    search = jax.jit(gj.nearest_distances, static_argnums=2)
+    np.testing.assert_allclose(search(queries, copied, 10), expected, rtol=2e-7)
+
+
+def test_no_queries_at_all():
+    assert gj.nearest_distances(np.zeros((0, 3)), np.ones((5, 3))).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float64, np.int8, np.int64])
+def test_any_real_dtype(dtype):
+    queries, bank = (10 * array for array in made(gaussian))
+    assert_exact(queries.astype(dtype), bank.astype(dtype), 2)
+
+
+def test_searching_again_with_the_same_shapes_compiles_nothing(monkeypatch):
+    traces = []
+    original = neighbors._search_block
+
+    def counted(queries, bank, k):
+        traces.append(queries.shape)
+        return original(queries, bank, k)
+
+    monkeypatch.setattr(neighbors, "_search_block", counted)
+    queries, bank = made(gaussian, 101, 9, 5)
+    gj.nearest_distances(queries, bank, 2)
+    first = len(traces)
+    assert first > 0
+    gj.nearest_distances(queries + 1, bank[::-1], 2)
+    gj.nearest_distances(queries, gj.build_bank(bank), 2)
+    assert len(traces) == first
+    gj.nearest_distances(queries[:8], bank, 2)
+    assert len(traces) > first
+
+
+@pytest.mark.parametrize("k, name", [(1, "nearest_distance"), (10, "tenth_nearest_distance")])
+def test_golden_distances(golden, k, name):
+    with np.load(golden / "g20_vectors.npz") as vectors:
+        correct = vectors["train_logits"].argmax(axis=1) == vectors["train_labels"]
+        bank, queries = vectors["train_gradients"][correct], vectors["test_gradients"]
+        expected = vectors[name]
+    np.testing.assert_allclose(brute_force(queries[:20], bank, k), expected[:20], rtol=1e-12)
+    np.testing.assert_allclose(gj.nearest_distances(queries, bank, k), expected, rtol=1e-5)
+
+
+def test_golden_distances_from_features_on(golden):
+    with np.load(golden / "g20_vectors.npz") as vectors:
+        correct = vectors["train_logits"].argmax(axis=1) == vectors["train_labels"]
+        spots = vectors["class_prototypes"], vectors["ood_prototype_mixup"]
+        bank = gj.ood_gradients(vectors["train_features"][correct], *spots)
+        queries = gj.ood_gradients(vectors["test_features"], *spots)
+        expected = {1: vectors["nearest_distance"], 10: vectors["tenth_nearest_distance"]}
+    for k, distances in expected.items():
+        np.testing.assert_allclose(gj.nearest_distances(queries, bank, k), distances, rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    shape=st.sampled_from([(3, 20, 2, 20), (40, 700, 24, 1)]),
+    kind=st.sampled_from(KINDS),
+    seed=st.integers(0, 2**32 - 1),
+    shift=st.sampled_from([0.0, 1.0, 1e5]),
+)
+def test_any_data_equals_brute_force(shape, kind, seed, shift):
+    queries, rows, width, k = shape
+    rng = np.random.default_rng(seed)
+    bank = (kind(rng, rows, width) + shift).astype(np.float32)
+    points = (kind(rng, queries, width) + shift * rng.integers(0, 2)).astype(np.float32)
+    points[0] = bank[-1]
+    assert_exact(points, bank, k)
+
+
+MATRIX = np.zeros((4, 3))
+
+
+@pytest.mark.parametrize(
+    "queries, bank, k, error, message",
+    [
+        (MATRIX[0], MATRIX, 1, ValueError, "queries has shape (3,); expected (Q, 3)"),
+        (MATRIX[:, :2], MATRIX, 1, ValueError, "queries has shape (4, 2); expected (Q, 3)"),
+        (MATRIX, MATRIX[0], 1, ValueError, "bank has shape (3,); expected (N, D)"),
+        (MATRIX, MATRIX[None], 1, ValueError, "bank has shape (1, 4, 3); expected (N, D)"),
+        (MATRIX, MATRIX[:0], 1, ValueError, "bank has shape (0, 3); expected at least one row"),
+        (MATRIX, MATRIX[:, :0], 1, ValueError, "bank has shape (4, 0); expected at least one"),
+        (MATRIX + np.nan, MATRIX, 1, ValueError, "queries holds 12 values that are NaN"),
+        (MATRIX, MATRIX + np.inf, 1, ValueError, "bank holds 12 values that are NaN or infinite"),
+        (MATRIX - 2e37, MATRIX, 1, ValueError, "queries holds values up to 2e+37; expected at mo"),
+        (MATRIX, MATRIX + 2e37, 1, ValueError, "bank holds values up to 2e+37; expected at most"),
+        (MATRIX > 0, MATRIX, 1, TypeError, "queries has dtype bool; expected real numbers"),
+        (MATRIX, MATRIX * 1j, 1, TypeError, "bank has dtype complex128; expected real numbers"),
+        (MATRIX, MATRIX, 5, ValueError, "k is 5; expected at most the bank's 4 rows"),
+        (MATRIX, gj.build_bank(MATRIX), 5, ValueError, "k is 5; expected at most the bank's 4 "),
+        (MATRIX, MATRIX, 0, ValueError, "k is 0; expected at least 1"),
+        (MATRIX, MATRIX, 1.0, TypeError, "k is 1.0; expected an integer of at least 1"),
+    ],
+)
+def test_bad_input(unchecked, queries, bank, k, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        gj.nearest_distances(queries, bank, k)
+
+
+def test_k_larger_than_the_bank_is_seen_while_tracing():
+    search = jax.jit(gj.nearest_distances, static_argnums=2)
+    with pytest.raises(ValueError, match="k is 5; expected at most the bank's 4 rows"):
+        search(MATRIX, MATRIX, 5)
