@@ -1,11 +1,12 @@
 """A classifier cut in two pure functions: the one seam to neural-network frameworks."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from grood_jax.outputs import Outputs
@@ -62,22 +63,27 @@ class Backbone:
                 continue
             if not callable(stage):
                 raise TypeError(f"{name} is {stage!r}; expected a function")
-            if not isinstance(stage, Hashable):
-                raise TypeError(f"{name} is not hashable; expected a function or frozen dataclass")
+            _check_hashable(name, stage)
         return cls(arrays, early, late, head)
 
     @classmethod
     def from_nnx(cls, model: Any, *, cut: Cut) -> "Backbone":
         """Makes a backbone of a flax.nnx module; the module itself is left as it is.
 
+        The backbone holds the arrays that the module has now: training the module further does
+        not change it.
+
         Args:
-          model: the module. It is used in evaluation mode, whatever mode it is in.
+          model: the module. It is used in evaluation mode, whatever mode it is in. If it has an
+            nnx.Linear by the name of ``head``, that is taken for the layer from features to
+            logits.
           cut: the name of a stage, where the model has ``stages`` and methods
             ``early(images, cut)`` and ``late(hidden, cut)`` as `grood_jax.models` have; or two
             functions ``(early(model, images), late(model, hidden))``.
 
         Raises:
-          TypeError: ``model`` is no nnx module, or has no stages for a named cut.
+          TypeError: ``model`` is no nnx module, or has no stages for a named cut; a function is
+            not hashable.
           ValueError: the model has no such stage; and, at the first call, the model runs in
             training mode all the same.
         """
@@ -90,6 +96,9 @@ class Backbone:
             model, deterministic=True, use_running_average=True, raise_if_not_found=False
         )
         graph, arrays = nnx.split(evaluation)
+        _check_hashable("model", graph)
+        # Variables are mutable, and so far they are the caller's own.
+        arrays = jax.tree.map(lambda array: array, arrays)
         has_head = isinstance(getattr(model, "head", None), nnx.Linear)
         return cls(
             arrays,
@@ -104,22 +113,29 @@ class Backbone:
 
         Args:
           module: the module, with methods that run in evaluation mode.
-          variables: its collections, ``{"params": …, "batch_stats": …}``.
+          variables: its collections, ``{"params": …, "batch_stats": …}``. If the parameters have
+            a dense layer by the name of ``head``, that is taken for the layer from features to
+            logits.
           cut: as for `from_nnx`; the functions take the bound module first.
 
         Raises:
-          TypeError: ``module`` is no linen module, or has no stages for a named cut.
+          TypeError: ``module`` is no linen module, or has no stages for a named cut; it or a
+            function is not hashable; ``variables`` is no mapping.
           ValueError: the module has no such stage, ``variables`` has no "params"; and, at the
-            first call, the module runs in training mode.
+            first call, it lacks another collection, or the module runs in training mode.
         """
         from flax import linen
 
         if not isinstance(module, linen.Module):
             raise TypeError(f"module is a {type(module).__name__}; expected a flax.linen.Module")
+        if not isinstance(variables, Mapping):
+            raise TypeError(f"variables is a {type(variables).__name__}; expected a mapping")
         if "params" not in variables:
             raise ValueError(f"variables has collections {sorted(variables)}; expected 'params'")
+        _check_hashable("module", module)
         early, late, name = _stages(module, cut)
-        has_head = set(dict(variables["params"]).get("head", {})) >= {"kernel", "bias"}
+        head = variables["params"].get("head")
+        has_head = isinstance(head, Mapping) and jnp.ndim(head.get("kernel", 0)) == 2
         return cls(
             dict(variables),
             _LinenStage(module, early, name),
@@ -127,38 +143,81 @@ class Backbone:
             _linen_head if has_head else None,
         )
 
-    def hidden(self, images: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+    def hidden(self, images: Float[Array | np.ndarray, "b ..."]) -> Float[Array, "b ..."]:
         """The activations at the cut, (B, ...).
 
-        Raises:
-          ValueError: the model runs in training mode.
-        """
-        return self.early(self.arrays, images)
+        Args:
+          images: normalised images, (B, ...), floating-point.
 
-    def finish(self, hidden: Float[Array, "b ..."]) -> Outputs:
+        Raises:
+          TypeError: ``images`` are not floating-point (not normalised, that is).
+          ValueError: ``early`` returned anything but an array (B, ...), or the model runs in
+            training mode.
+        """
+        images = _floating("images", images)
+        returned = self.early(self.arrays, images)
+        count = images.shape[0]
+        if not isinstance(returned, Array) or returned.ndim < 1 or returned.shape[0] != count:
+            raise ValueError(
+                f"early returned {_described(returned)}; expected an array ({count}, ...)"
+            )
+        return returned
+
+    def finish(self, hidden: Float[Array | np.ndarray, "b ..."]) -> Outputs:
         """Features and logits from the activations at the cut.
 
+        Args:
+          hidden: activations at the cut, (B, ...), floating-point.
+
         Raises:
+          TypeError: ``hidden`` are not floating-point.
           ValueError: ``late`` returned anything but features (B, D) and logits (B, C), or the
             model runs in training mode.
         """
+        hidden = _floating("hidden", hidden)
         returned = self.late(self.arrays, hidden)
         if not isinstance(returned, tuple) or len(returned) != 2:
-            raise ValueError(
-                f"late returned a {type(returned).__name__}; expected (features, logits)"
-            )
-        features, logits = (jnp.asarray(part) for part in returned)
+            raise ValueError(f"late returned {_described(returned)}; expected (features, logits)")
         count = hidden.shape[0]
-        for name, part, width in (("features", features, "D"), ("logits", logits, "C")):
-            if part.ndim != 2 or part.shape[0] != count:
+        for name, part, width in zip(("features", "logits"), returned, "DC", strict=True):
+            if not isinstance(part, Array) or part.ndim != 2 or part.shape[0] != count:
                 raise ValueError(
-                    f"late returned {name} of shape {part.shape}; expected ({count}, {width})"
+                    f"late returned {_described(part)} for {name}; expected an array "
+                    f"({count}, {width})"
                 )
+        features, logits = returned
         return Outputs(features.astype(jnp.float32), logits.astype(jnp.float32))
 
-    def __call__(self, images: Float[Array, "b ..."]) -> Outputs:
-        """Features (B, D) and logits (B, C) of images."""
+    def __call__(self, images: Float[Array | np.ndarray, "b ..."]) -> Outputs:
+        """Features (B, D) and logits (B, C) of images; raises as `hidden` and `finish` do."""
         return self.finish(self.hidden(images))
+
+
+def _floating(name: str, array: Any) -> Array:
+    dtype = jnp.result_type(array)
+    if not jnp.issubdtype(dtype, jnp.floating) or jnp.ndim(array) < 1:
+        raise TypeError(
+            f"{name} has dtype {dtype} and shape {jnp.shape(array)}; expected floating-point "
+            "numbers, (B, ...)"
+        )
+    return jnp.asarray(array)
+
+
+def _described(returned: Any) -> str:
+    if isinstance(returned, Array | np.ndarray):
+        return f"an array {returned.shape}"
+    size = f" of {len(returned)}" if isinstance(returned, tuple | list) else ""
+    return f"{type(returned).__name__}{size}"
+
+
+def _check_hashable(name: str, value: Any) -> None:
+    try:
+        hash(value)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} cannot be hashed ({error}), as jit demands of what is static; expected "
+            "functions, or frozen dataclasses and modules with hashable attributes"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -174,6 +233,7 @@ class _ByName:
 
 def _stages(model: Any, cut: Cut) -> tuple[Callable[..., Any], Callable[..., Any], str]:
     if isinstance(cut, tuple) and len(cut) == 2 and all(callable(part) for part in cut):
+        _check_hashable("cut", cut)
         return cut[0], cut[1], "functions"
     if not isinstance(cut, str):
         raise TypeError(
@@ -199,8 +259,9 @@ class _NnxStage:
     def __call__(self, arrays: Any, x: Array) -> Any:
         from flax import nnx
 
-        model = nnx.merge(self.graph, arrays)
-        # NNX updates batch statistics in silence: compare what the call left behind.
+        # A copy, for a model in training mode would write into the arrays it is given; and it
+        # does so in silence: compare what the call left behind.
+        model = nnx.merge(self.graph, arrays, copy=True)
         before = _state_leaves(model)
         result = self.function(model, x)
         after = _state_leaves(model)
@@ -214,7 +275,8 @@ class _NnxStage:
 def _state_leaves(model: Any) -> list[Any]:
     from flax import nnx
 
-    return jax.tree.leaves(nnx.state(model, nnx.Not(nnx.Param)))
+    # What a model records of its activations is no state that later calls read.
+    return jax.tree.leaves(nnx.state(model, nnx.Not(nnx.Any(nnx.Param, nnx.Intermediate))))
 
 
 @dataclass(frozen=True)
@@ -243,8 +305,14 @@ class _LinenStage:
             return self.module.apply(arrays, x, method=self.function)
         except (errors.ModifyScopeVariableError, errors.InvalidRngError) as error:
             raise ValueError(f"{_TRAINING} ({type(error).__name__})") from error
+        except (errors.ScopeCollectionNotFound, errors.ScopeVariableNotFoundError) as error:
+            raise ValueError(
+                f"variables has collections {sorted(arrays)}; expected all that the module reads: "
+                f"{error}"
+            ) from error
 
 
 def _linen_head(arrays: Any) -> tuple[Array, Array]:
     head = arrays["params"]["head"]
-    return head["kernel"], head["bias"]
+    weights = head["kernel"]
+    return weights, head.get("bias", jnp.zeros(weights.shape[1]))

@@ -1,5 +1,8 @@
 """Flax classifiers by name, each cut at a named stage."""
 
+from collections.abc import Callable
+from typing import Literal
+
 from flax import nnx
 
 from grood_jax import checks
@@ -7,7 +10,9 @@ from grood_jax.models.resnet import cifar_resnet, resnet18_32x32
 from grood_jax.models.small import Small
 from grood_jax.models.staged import Staged
 
-_FACTORIES = {
+Name = Literal["small", "resnet18_32x32", "resnet20", "resnet32", "resnet44", "resnet56"]
+
+_FACTORIES: dict[str, Callable[..., Staged]] = {
     "small": Small,
     "resnet18_32x32": resnet18_32x32,
     "resnet20": cifar_resnet(20),
@@ -16,7 +21,7 @@ _FACTORIES = {
     "resnet56": cifar_resnet(56),
 }
 
-__all__ = ["Staged", "create", "names"]
+__all__ = ["Name", "Staged", "create", "names"]
 
 
 def names() -> tuple[str, ...]:
@@ -34,6 +39,7 @@ def create(name: str, *, num_classes: int, channels: int = 3, rngs: nnx.Rngs) ->
       rngs: randomness for the weights.
 
     Raises:
+      TypeError: a number is no integer.
       ValueError: no network has that name, or a number is below 1.
     """
     checks.choice("model", name, names())

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -21,22 +23,34 @@ class Staged(nnx.Module):
     stages: tuple[str, ...]
     head: nnx.Linear
 
-    def early(self, images: Float[Array, "b h w c"], cut: str) -> Float[Array, "b _ _ _"]:
-        """Activations after the stage ``cut``."""
+    def early(
+        self, images: Float[Array | np.ndarray, "b h w c"], cut: str
+    ) -> Float[Array, "b _ _ _"]:
+        """Activations after the stage ``cut``, (B, H, W, C).
+
+        Raises:
+          ValueError: there is no such stage.
+        """
+        hidden = jnp.asarray(images)
         for name in self.stages[: self._position(cut)]:
-            images = getattr(self, name)(images)
-        return images
+            hidden = getattr(self, name)(hidden)
+        return hidden
 
     def late(
-        self, hidden: Float[Array, "b h w c"], cut: str
+        self, hidden: Float[Array | np.ndarray, "b h w c"], cut: str
     ) -> tuple[Float[Array, "b d"], Float[Array, "b k"]]:
-        """Penultimate features and logits from the activations after the stage ``cut``."""
+        """Penultimate features and logits from the activations after the stage ``cut``.
+
+        Raises:
+          ValueError: there is no such stage.
+        """
+        hidden = jnp.asarray(hidden)
         for name in self.stages[self._position(cut) :]:
             hidden = getattr(self, name)(hidden)
         features = hidden.mean(axis=(1, 2))
         return features, self.head(features)
 
-    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
+    def __call__(self, images: Float[Array | np.ndarray, "b h w c"]) -> Float[Array, "b k"]:
         """Logits of images."""
         return self.late(images, "input")[1]
 

@@ -1,0 +1,73 @@
+"""The imported ResNet-20 against what PyTorch made of the same images."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grood_jax.backbone import Backbone
+from grood_jax.data import Preprocessing
+from grood_jax.mixup import mix_with_prototypes
+from grood_jax.models.import_torch import import_state_dict
+from grood_jax.models.torch_files import read_state_dict
+
+PREPROCESSING = Preprocessing(32, 3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def torch_numbers(golden: Path) -> dict[str, np.ndarray]:
+    with np.load(golden / "g20_network.npz") as numbers:
+        return dict(numbers)
+
+
+@pytest.fixture(scope="module")
+def backbone(golden: Path) -> Backbone:
+    model = import_state_dict(read_state_dict(golden / "resnet20.th"), "resnet20")
+    return Backbone.from_nnx(model, cut="layer1")
+
+
+@pytest.fixture(scope="module")
+def hidden(backbone: Backbone, torch_numbers: dict[str, np.ndarray]) -> jax.Array:
+    images = jnp.asarray(PREPROCESSING.normalize(torch_numbers["images"]))
+    return jax.jit(lambda b, x: b.hidden(x))(backbone, images)
+
+
+@pytest.fixture(scope="module")
+def finish(backbone: Backbone):
+    return jax.jit(lambda b, e: b.finish(e))
+
+
+def test_layer1_equals_pytorchs(hidden, torch_numbers):
+    first = np.asarray(hidden[:16]).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(first, torch_numbers["layer1"], atol=TOLERANCE, rtol=0)
+
+
+def test_features_and_logits_equal_pytorchs(backbone, hidden, finish, torch_numbers):
+    outputs = finish(backbone, hidden)
+    np.testing.assert_allclose(outputs.features, torch_numbers["features"], atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(outputs.logits, torch_numbers["logits"], atol=TOLERANCE, rtol=0)
+
+
+def test_second_most_likely_class_equals_pytorchs(backbone, hidden, finish, torch_numbers):
+    order = np.argsort(-np.asarray(finish(backbone, hidden).logits), axis=1)
+    np.testing.assert_array_equal(order[:, 1], torch_numbers["second_class"])
+
+
+def test_mixed_features_and_logits_equal_pytorchs(backbone, hidden, finish, golden, torch_numbers):
+    with np.load(golden / "g20_vectors.npz") as vectors:
+        prototypes = vectors["early_prototypes"].transpose(0, 2, 3, 1)
+    mixed = mix_with_prototypes(hidden, prototypes, torch_numbers["second_class"], 0.5)
+    outputs = finish(backbone, mixed)
+    # All 58 images are mixed, not only the 16 whose layer1 is kept.
+    assert torch_numbers["mixed_features"].shape == (58, 64)
+    np.testing.assert_allclose(
+        outputs.features, torch_numbers["mixed_features"], atol=TOLERANCE, rtol=0
+    )
+    np.testing.assert_allclose(
+        outputs.logits, torch_numbers["mixed_logits"], atol=TOLERANCE, rtol=0
+    )
+    # The mixture moves the logits by far more than the tolerance.
+    assert np.abs(torch_numbers["mixed_logits"] - torch_numbers["logits"]).max() > 1
