@@ -1,0 +1,224 @@
+"""Classifiers on disk: orbax checkpoints of the arrays, with what is needed to use them."""
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from grood_jax import models
+from grood_jax.data import Preprocessing
+from grood_jax.errors import UserError
+from grood_jax.models import Staged
+
+KEPT = 2
+"""Checkpoints kept of a training run: the newest, and the one before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What a classifier's arrays need beside them to be used.
+
+    Attributes:
+      model: the network's name, for `grood_jax.models.create`.
+      num_classes: its classes.
+      preprocessing: what its input is.
+      source: where the weights come from, in words, for the results.
+    """
+
+    model: str
+    num_classes: int
+    preprocessing: Preprocessing
+    source: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A classifier read from disk.
+
+    Attributes:
+      model: the network.
+      spec: what it is.
+      record: what else was saved with it: a training run's options and history.
+      fingerprint: a hash of its arrays.
+      step: the checkpoint's number; for a training run the epochs it has seen.
+    """
+
+    model: Staged
+    spec: ModelSpec
+    record: Mapping[str, Any]
+    fingerprint: str
+    step: int
+
+
+def fingerprint(model: nnx.Module) -> str:
+    """A SHA-256 over names, shapes, dtypes and bytes of the model's arrays, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path, value in jax.tree_util.tree_leaves_with_path(_arrays(model)):
+        array = np.ascontiguousarray(value)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def save_model(directory: Path, model: Staged, spec: ModelSpec) -> None:
+    """Writes a classifier into a directory of its own.
+
+    Raises:
+      UserError: the directory holds a checkpoint already.
+    """
+    if latest_step(directory) is not None:
+        raise UserError(f"{directory} holds a checkpoint already; choose another directory")
+    with manager(directory) as checkpoints:
+        save(checkpoints, 0, model, spec)
+
+
+@contextlib.contextmanager
+def manager(directory: Path) -> Iterator[Any]:
+    """An orbax manager over the directory's checkpoints; waits for what is being written."""
+    import orbax.checkpoint as ocp
+
+    with _quiet():
+        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
+        with ocp.CheckpointManager(directory.expanduser().resolve(), options=options) as opened:
+            yield opened
+
+
+def save(
+    checkpoints: Any,
+    step: int,
+    model: Staged,
+    spec: ModelSpec,
+    *,
+    optimizer: Any = None,
+    record: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes one checkpoint: all of it or, when killed, nothing.
+
+    Args:
+      checkpoints: from `manager`.
+      step: its number.
+      model: the network.
+      spec: what it is.
+      optimizer: the optimizer's state, a pytree of arrays, if training is to go on from here.
+      record: what else to keep, in JSON's types.
+    """
+    import orbax.checkpoint as ocp
+
+    about = {"spec": asdict(spec), "record": record or {}, "fingerprint": fingerprint(model)}
+    items = {"model": ocp.args.StandardSave(_arrays(model)), "about": ocp.args.JsonSave(about)}
+    if optimizer is not None:
+        items["optimizer"] = ocp.args.StandardSave(optimizer)
+    checkpoints.save(step, args=ocp.args.Composite(**items))
+
+
+def latest_step(directory: Path) -> int | None:
+    """The number of the newest whole checkpoint in the directory, if there is one."""
+    if not directory.expanduser().is_dir():
+        return None
+    with manager(directory) as checkpoints:
+        return checkpoints.latest_step()
+
+
+def load_model(directory: Path, *, expected_model: str | None = None) -> Loaded:
+    """Reads the newest checkpoint of a classifier.
+
+    Args:
+      directory: where it lies.
+      expected_model: the name of the network that it must be, if only one will do.
+
+    Raises:
+      UserError: there is none, it is of another network, or its arrays are not those that were
+        saved.
+    """
+    step = latest_step(directory)
+    if step is None:
+        raise UserError(
+            f"there is no checkpoint in {directory}; make one with python -m grood_jax.train "
+            "--output-dir, or python -m grood_jax.models.import_torch --output"
+        )
+    with manager(directory) as checkpoints:
+        about = _restore(checkpoints, directory, step, "about")
+        spec = _spec(directory, about)
+        if expected_model is not None and spec.model != expected_model:
+            raise UserError(
+                f"the checkpoint in {directory} is of model {spec.model}; expected {expected_model}"
+            )
+        abstract = nnx.eval_shape(
+            lambda: models.create(
+                spec.model,
+                num_classes=spec.num_classes,
+                channels=spec.preprocessing.channels,
+                rngs=nnx.Rngs(0),
+            )
+        )
+        graph, state = nnx.split(abstract)
+        arrays = _restore(checkpoints, directory, step, "model", nnx.to_pure_dict(state))
+    nnx.replace_by_pure_dict(state, arrays)
+    model = nnx.merge(graph, state)
+    found = fingerprint(model)
+    if found != about["fingerprint"]:
+        raise UserError(
+            f"the checkpoint in {directory} is damaged: its arrays have the fingerprint "
+            f"{found[:12]}…; expected {about['fingerprint'][:12]}…"
+        )
+    return Loaded(model, spec, about["record"], found, step)
+
+
+def load_optimizer(directory: Path, step: int, like: Any) -> Any:
+    """Reads the optimizer's state saved at a step; ``like`` is one of the same structure.
+
+    Raises:
+      UserError: there is none, or it is another optimizer's.
+    """
+    with manager(directory) as checkpoints:
+        abstract = jax.eval_shape(lambda: like)
+        return _restore(checkpoints, directory, step, "optimizer", abstract)
+
+
+def _restore(checkpoints: Any, directory: Path, step: int, item: str, like: Any = None) -> Any:
+    import orbax.checkpoint as ocp
+
+    wanted = ocp.args.JsonRestore() if like is None else ocp.args.StandardRestore(like)
+    try:
+        return checkpoints.restore(step, args=ocp.args.Composite(**{item: wanted}))[item]
+    except Exception as error:
+        # Orbax and tensorstore raise whatever their layers raise on a missing or broken file.
+        line = (str(error).strip() or repr(error)).splitlines()[0]
+        raise UserError(
+            f"checkpoint {step} in {directory} cannot be read ({item}): {line}"
+        ) from error
+
+
+def _spec(directory: Path, about: Any) -> ModelSpec:
+    try:
+        given = dict(about["spec"])
+        sizes = dict(given.pop("preprocessing"))
+        sizes |= {"mean": tuple(sizes["mean"]), "std": tuple(sizes["std"])}
+        return ModelSpec(preprocessing=Preprocessing(**sizes), **given)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"the checkpoint in {directory} does not say what it is of ({error})"
+        ) from error
+
+
+def _arrays(model: nnx.Module) -> Any:
+    # Keys as strings: the files have no others, and the order of leaves must not depend on it.
+    return nnx.to_pure_dict(nnx.split(model)[1])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

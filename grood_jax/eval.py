@@ -1,0 +1,349 @@
+"""The command line of evaluation: ``python -m grood_jax.eval``."""
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from grood_jax import benchmarks, checkpoints, checks, command, detectors, harness, models, results
+from grood_jax.backbone import Backbone
+from grood_jax.benchmarks import Benchmark, Dataset, OpenBenchmark
+from grood_jax.checkpoints import Loaded
+from grood_jax.data import ArraySet, Batch, ImageSet, Preprocessing, batches, builtin
+from grood_jax.detectors import Detector, Validation
+from grood_jax.detectors.spec import parse_spec
+from grood_jax.errors import UserError
+from grood_jax.metrics import ood_metrics
+from grood_jax.outputs import Outputs
+from grood_jax.progress import tell
+from grood_jax.train import TrainConfig, default_directory
+from grood_jax.train import run as train_model
+from grood_jax.training import recipe
+
+DESCRIPTION = """Evaluates OOD detectors on a benchmark, in one forward pass for all of them, and
+writes results.json: AUROC, FPR@95 and AUPR as fractions, from scores that are higher for more OOD.
+Detectors and their options, with defaults: """
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is evaluated, and how.
+
+    Attributes:
+      dataset: the benchmark.
+      detectors: detectors by name, options behind a colon (grood:k=5,ood_prototype=noise), or
+        "all".
+      data_dir: where tensorflow-datasets' prepared data lie (default: its own default).
+      checkpoint: directory of the classifier (default: checkpoints/DATASET-MODEL-seedSEED, which
+        is trained on the spot if it is missing and the benchmark is small).
+      output_dir: of results.json (default: results/DATASET).
+      model: the network; the checkpoint's or the benchmark's by default.
+      cut: the stage after which the network is cut, for mix-up.
+      seed: of all that is random.
+      limit: use at most this many images of each set, evenly spaced.
+      batch_size: images in each forward pass.
+      skip_missing: leave out OOD sets that are missing.
+      download: prepare missing data sets that tensorflow-datasets knows.
+    """
+
+    dataset: Dataset = "digits"
+    detectors: tuple[str, ...] = ("grood", "msp")
+    data_dir: Path | None = None
+    checkpoint: Path | None = None
+    output_dir: Path | None = None
+    model: models.Name | None = None
+    cut: str = "layer1"
+    seed: int = 0
+    limit: int | None = None
+    batch_size: int = 256
+    skip_missing: bool = False
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+          ValueError: an option outside its range.
+        """
+        checks.at_least("seed", self.seed, 0)
+        checks.at_least("batch_size", self.batch_size, 1)
+        if self.limit is not None:
+            checks.at_least("limit", self.limit, 1)
+
+
+def create_detectors(specs: Sequence[str]) -> dict[str, Detector]:
+    """Detectors by the words that describe them; "all" stands for one of each.
+
+    Raises:
+      ValueError: no detector has that name, or it has no such option, or not with that value; or
+        none is given.
+      TypeError: an option is of the wrong type.
+    """
+    words = dict.fromkeys(
+        word for spec in specs for word in (detectors.names() if spec == "all" else (spec,))
+    )
+    if not words:
+        raise ValueError(f"detectors is empty; expected some of {', '.join(detectors.names())}")
+    made = {}
+    for word in words:
+        name, options = parse_spec(word)
+        made[word] = detectors.create(name, **options)
+    return made
+
+
+def run(
+    config: EvalConfig,
+    *,
+    report: Callable[[str], None] = print,
+    show_progress: bool = False,
+    commandline: str | None = None,
+) -> dict[str, Any]:
+    """Evaluates detectors on a benchmark and writes ``results.json``.
+
+    Args:
+      config: what and how.
+      report: takes lines of progress.
+      show_progress: shows bars on stderr.
+      commandline: recorded as the command; by default the one that stands for ``config``.
+
+    Returns:
+      What was written: see the README for its form.
+
+    Raises:
+      UserError: what a user can mend: missing data, no checkpoint, a class without samples, …
+      ValueError: an unknown data set or detector, or an option outside its range.
+    """
+    wanted = create_detectors(config.detectors)
+    benchmark = benchmarks.get(config.dataset)
+    needs_validation = any(isinstance(d.ood, Validation) for d in wanted.values())
+    data = benchmarks.open_benchmark(
+        benchmark,
+        data_dir=config.data_dir,
+        skip_missing=config.skip_missing,
+        download=config.download,
+        validation=needs_validation,
+        limit=config.limit,
+    )
+    for name in data.skipped:
+        report(f"skipped {name}: it is missing")
+    loaded, directory = _classifier(config, benchmark, report, show_progress)
+    if config.cut not in loaded.model.stages:
+        raise UserError(
+            f"cut is {config.cut!r}; expected a stage of {loaded.spec.model}: "
+            + ", ".join(loaded.model.stages)
+        )
+    backbone = Backbone.from_nnx(loaded.model, cut=config.cut)
+    read = _Reader(loaded.spec.preprocessing, config.batch_size, show_progress)
+    try:
+        fitted = harness.fit_detectors(
+            backbone,
+            lambda rows: read(data.train, "training set" if rows is None else "mix-up", rows),
+            wanted,
+            key=jax.random.key(config.seed),
+            noise=read.noise,
+            validation=lambda: read(_present(data.validation), "held-out OOD images"),
+        )
+    except ValueError as error:
+        raise error if isinstance(error, UserError) else UserError(str(error)) from error
+
+    def outputs_of(images: ImageSet, name: str) -> Outputs:
+        return harness.extract(
+            backbone,
+            read(images, name),
+            mixes=fitted.mixes,
+            early_prototypes=fitted.early_prototypes,
+        )
+
+    inside = outputs_of(data.test, benchmark.test.name)
+    labels = data.test.read(np.arange(len(data.test)))[1]
+    outside = {name: outputs_of(images, name) for name, (_, images) in data.ood.items()}
+    found = {
+        "benchmark": config.dataset,
+        "model": loaded.spec.model,
+        "checkpoint": {
+            "directory": str(directory),
+            "source": loaded.spec.source,
+            "epochs": loaded.step,
+            "fingerprint": loaded.fingerprint,
+        },
+        "cut": config.cut,
+        "seed": config.seed,
+        "limit": config.limit,
+        "command": commandline or command_of(config),
+        "versions": results.versions(),
+        "device": results.device(),
+        "data": {
+            "train": {"source": data.train.source, "n": len(data.train)},
+            "test": {"source": data.test.source, "n": len(data.test)},
+            **{n: {"source": s.source, "n": len(s)} for n, (_, s) in data.ood.items()},
+        },
+        "skipped": list(data.skipped),
+        "id_accuracy": float((inside.logits.argmax(axis=1) == labels).mean()),
+        "detectors": {
+            name: _evaluate(detector, inside, outside, data)
+            for name, detector in fitted.detectors.items()
+        },
+        "peak_memory_bytes": results.peak_memory_bytes(),
+    }
+    path = (config.output_dir or Path("results") / config.dataset) / "results.json"
+    results.write(found, path)
+    report(f"results in {path}")
+    return found
+
+
+def command_of(config: EvalConfig) -> str:
+    """The command line that stands for a configuration."""
+    words = ["python", "-m", "grood_jax.eval"]
+    for field in fields(config):
+        value = getattr(config, field.name)
+        flag = "--" + field.name.replace("_", "-")
+        if value == field.default and field.name != "dataset":
+            continue
+        if value is True:
+            words.append(flag)
+        else:
+            words += [flag, *(value if isinstance(value, tuple) else (str(value),))]
+    return shlex.join(words)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    preprocessing: Preprocessing
+    batch_size: int
+    progress: bool
+
+    def __call__(
+        self, images: ImageSet, name: str, rows: np.ndarray | None = None
+    ) -> Iterator[Batch]:
+        return batches(
+            images,
+            self.preprocessing,
+            batch_size=self.batch_size,
+            indices=rows,
+            description=name if self.progress else None,
+        )
+
+    def noise(self, count: int, key: Array) -> Iterator[Batch]:
+        seed = int(jax.random.bits(key))
+        size, channels = self.preprocessing.image_size, self.preprocessing.channels
+        pixels = builtin.blurred_noise(count, seed, size, channels)
+        labels = np.full(count, -1, np.int32)
+        return self(ArraySet("noise", "built in", pixels, labels), "noise")
+
+
+def _present(images: ImageSet | None) -> ImageSet:
+    if images is None:
+        raise UserError("this benchmark has no held-out OOD images")
+    return images
+
+
+def _classifier(
+    config: EvalConfig, benchmark: Benchmark, report: Callable[[str], None], show_progress: bool
+) -> tuple[Loaded, Path]:
+    model = config.model or benchmark.model
+    directory = config.checkpoint or default_directory(config.dataset, model, config.seed)
+    options = recipe(config.dataset)
+    step = checkpoints.latest_step(directory)
+    if config.checkpoint is None and benchmark.trains_on_the_spot and (step or 0) < options.epochs:
+        report(f"training {model} on {config.dataset}; the checkpoint will lie in {directory}")
+        start = time.perf_counter()
+        loaded = train_model(
+            TrainConfig(
+                dataset=config.dataset,
+                model=model,
+                data_dir=config.data_dir,
+                output_dir=directory,
+                options=replace(options, seed=config.seed),
+            ),
+            report=report,
+            show_progress=show_progress,
+        )
+        report(f"trained in {time.perf_counter() - start:.0f} s")
+    elif step is None:
+        raise UserError(
+            f"there is no checkpoint in {directory}; train one with python -m grood_jax.train "
+            f"--dataset {config.dataset} --model {model}, or name one with --checkpoint"
+        )
+    else:
+        loaded = checkpoints.load_model(
+            directory, expected_model=config.model if config.checkpoint else model
+        )
+        report(f"classifier: {loaded.spec.model} from {directory} ({loaded.spec.source})")
+    _check_fit(loaded, directory, benchmark)
+    return loaded, directory
+
+
+def _check_fit(loaded: Loaded, directory: Path, benchmark: Benchmark) -> None:
+    spec, wanted = loaded.spec, benchmark.preprocessing
+    for name, found, expected in (
+        ("classes", spec.num_classes, benchmark.num_classes),
+        ("channels", spec.preprocessing.channels, wanted.channels),
+        ("pixels a side", spec.preprocessing.image_size, wanted.image_size),
+    ):
+        if found != expected:
+            raise UserError(
+                f"the checkpoint in {directory} has {found} {name}; benchmark {benchmark.name} "
+                f"needs {expected}"
+            )
+
+
+def _evaluate(
+    fitted: harness.Fitted, inside: Outputs, outside: dict[str, Outputs], data: OpenBenchmark
+) -> dict[str, Any]:
+    detector, state = fitted.detector, fitted.state
+    sets = [inside, *outside.values()]
+    # The first block compiles: it is scored once before the clock starts.
+    harness.score(detector, state, jax.tree.map(lambda array: array[:1], inside))
+    start = time.perf_counter()
+    inside_scores, *scores = [harness.score(detector, state, outputs) for outputs in sets]
+    seconds = time.perf_counter() - start
+    datasets = {}
+    for name, outside_scores in zip(outside, scores, strict=True):
+        datasets[name] = {
+            "group": data.ood[name][0],
+            "n": len(outside_scores),
+            **ood_metrics(inside_scores, outside_scores),
+        }
+    return {
+        "options": dict(detector.options),
+        "fit_seconds": fitted.seconds,
+        "score_seconds_per_image": seconds / sum(len(outputs.logits) for outputs in sets),
+        "datasets": datasets,
+        "near": results.group_means(datasets, "near"),
+        "far": results.group_means(datasets, "far"),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns its exit status."""
+    listed = "; ".join(
+        ":".join([name, ",".join(f"{k}={v}" for k, v in detectors.options(name).items())])
+        for name in detectors.names()
+    )
+    config = command.parse(EvalConfig(), "grood_jax.eval", DESCRIPTION + listed, argv)
+    try:
+        create_detectors(config.detectors)
+    except (ValueError, TypeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    words = shlex.join(
+        ["python", "-m", "grood_jax.eval", *(sys.argv[1:] if argv is None else argv)]
+    )
+
+    def work() -> None:
+        found = run(config, report=tell, show_progress=True, commandline=words)
+        print(results.table(found))
+        print(f"ID accuracy {found['id_accuracy']:.4f} ({found['data']['test']['n']} images)")
+
+    return command.status(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Results of an evaluation: their file and their table."""
+
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+METRICS = ("auroc", "fpr95", "aupr_in", "aupr_out")
+PACKAGES = ("grood-jax", "jax", "jaxlib", "flax", "numpy", "scikit-learn", "tensorflow-datasets")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the figures."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def device() -> str:
+    """The devices that JAX computes on, in words."""
+    devices = jax.devices()
+    return f"{len(devices)} × {devices[0].platform} ({devices[0].device_kind})"
+
+
+def peak_memory_bytes() -> int | None:
+    """The largest memory of this process so far; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def group_means(datasets: Mapping[str, Mapping[str, Any]], group: str) -> dict[str, float]:
+    """Means of the metrics over the data sets of a group; empty where there are none."""
+    members = [figures for figures in datasets.values() if figures["group"] == group]
+    if not members:
+        return {}
+    return {m: math.fsum(figures[m] for figures in members) / len(members) for m in METRICS}
+
+
+def write(results: Mapping[str, Any], path: Path) -> None:
+    """Writes results as JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+    os.replace(unfinished, path)
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """AUROC and FPR@95 of each detector on each data set, as text in columns."""
+    rows: list[Sequence[str]] = [("detector", "data set", "group", "images", "AUROC", "FPR@95")]
+    for name, detector in results["detectors"].items():
+        for dataset, figures in detector["datasets"].items():
+            rows.append((name, dataset, figures["group"], str(figures["n"]), *_cells(figures)))
+        for group in ("near", "far"):
+            if detector[group]:
+                rows.append((name, f"mean {group}", group, "", *_cells(detector[group])))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i < 3 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _cells(figures: Mapping[str, Any]) -> tuple[str, str]:
+    return f"{figures['auroc']:.4f}", f"{figures['fpr95']:.4f}"

@@ -1,0 +1,297 @@
+"""The command line of evaluation, run as a user runs it."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from grood_jax import benchmarks, checkpoints, detectors, eval, models
+from grood_jax.checkpoints import ModelSpec
+from grood_jax.data import Preprocessing, batches
+from grood_jax.eval import EvalConfig
+from grood_jax.metrics import ood_metrics
+
+SETS = {"digits_8_9": ("near", 354), "photographs": ("far", 1664), "uniform_noise": ("far", 1000)}
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """A folder in which the default command has run, and what it printed."""
+    folder = tmp_path_factory.mktemp("digits")
+    done = subprocess.run(
+        [sys.executable, "-m", "grood_jax.eval"], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+@pytest.fixture
+def in_digits(digits, monkeypatch):
+    monkeypatch.chdir(digits[0])
+    return digits[0]
+
+
+def evaluate(tmp_path, *words):
+    """Runs the command line in this process; returns its results."""
+    assert eval.main([*words, "--output-dir", str(tmp_path)]) == 0
+    return json.loads((tmp_path / "results.json").read_text())
+
+
+def test_the_default_command(digits):
+    folder, done = digits
+    found = json.loads((folder / "results" / "digits" / "results.json").read_text())
+    assert found["benchmark"] == "digits"
+    assert found["model"] == "small"
+    assert found["command"] == "python -m grood_jax.eval"
+    assert found["id_accuracy"] > 0.95
+    assert found["data"]["train"]["n"] == 1010
+    assert list(found["detectors"]) == ["grood", "msp"]
+    for detector in found["detectors"].values():
+        assert {n: (d["group"], d["n"]) for n, d in detector["datasets"].items()} == SETS
+        for group in ("near", "far"):
+            members = [d for d in detector["datasets"].values() if d["group"] == group]
+            for metric in ("auroc", "fpr95", "aupr_in", "aupr_out"):
+                mean = np.mean([d[metric] for d in members])
+                np.testing.assert_allclose(detector[group][metric], mean)
+                assert 0 <= detector[group][metric] <= 1
+        assert detector["fit_seconds"] >= 0
+        assert detector["score_seconds_per_image"] > 0
+    # Better than chance by far on every set: the sign of the scores is right.
+    aurocs = [d["auroc"] for d in found["detectors"]["grood"]["datasets"].values()]
+    assert min(aurocs) > 0.8
+    assert "training small on digits" in done.stderr
+    assert "epoch 20 of 20" in done.stderr
+    row = found["detectors"]["grood"]["datasets"]["digits_8_9"]
+    assert f"{row['auroc']:.4f}" in done.stdout
+
+
+def test_a_second_run_trains_nothing_and_gives_the_same(digits, in_digits, tmp_path, capsys):
+    found = evaluate(tmp_path)
+    said = capsys.readouterr().err
+    assert "checkpoints/digits-small-seed0" in said
+    assert "epoch" not in said
+    first = json.loads((in_digits / "results" / "digits" / "results.json").read_text())
+    assert found["checkpoint"] == first["checkpoint"]
+    for name in ("grood", "msp"):
+        assert found["detectors"][name]["datasets"] == first["detectors"][name]["datasets"]
+
+
+def test_msp_against_its_definition(in_digits, tmp_path):
+    found = evaluate(tmp_path, "--detectors", "msp")
+    model = checkpoints.load_model(in_digits / "checkpoints" / "digits-small-seed0")
+    data = benchmarks.open_benchmark(benchmarks.get("digits"))
+    network = nnx.view(model.model, use_running_average=True)
+
+    def scores(images):
+        parts = [
+            np.asarray(network(b.images), np.float64)[b.valid]
+            for b in batches(images, model.spec.preprocessing, batch_size=500)
+        ]
+        logits = np.concatenate(parts)
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return 1 - powers.max(axis=1) / powers.sum(axis=1)
+
+    expected = ood_metrics(scores(data.test), scores(data.ood["photographs"][1]))
+    for metric, value in expected.items():
+        row = found["detectors"]["msp"]["datasets"]["photographs"]
+        np.testing.assert_allclose(row[metric], value, atol=1e-4)
+
+
+BASE = ("--detectors", "grood")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--detectors", "grood:k=10"),
+        ("--detectors", "grood:ood_prototype=noise"),
+        ("--detectors", "grood:ood_prototype=validation"),
+        ("--detectors", "grood:ood_prototype=prototype-mean"),
+        ("--detectors", "grood:mixup_weight=0.9"),
+        ("--detectors", "grood:mixup_samples=50"),
+        ("--detectors", "grood:farthest_fifth=true"),
+        ("--detectors", "grood:sampling_ratio=0.1"),
+        ("--detectors", "grood:interpolate=true"),
+        ("--cut", "layer2", "--detectors", "grood"),
+    ],
+    ids=lambda words: " ".join(words),
+)
+def test_every_option_reaches_the_figures(in_digits, tmp_path, words):
+    base = evaluate(tmp_path / "base", *BASE, "--limit", "300")
+    found = evaluate(tmp_path / "changed", *words, "--limit", "300")
+    (before,) = base["detectors"].values()
+    (after,) = found["detectors"].values()
+    assert after["datasets"] != before["datasets"]
+    assert after["far"]["auroc"] > 0.5
+
+
+def test_interpolation_options_reach_the_figures(in_digits, tmp_path):
+    words = [
+        "grood:interpolate=true",
+        "grood:interpolate=true,interpolate_weight=0.3",
+        "grood:interpolate=true,interpolate_classes=1",
+    ]
+    found = evaluate(tmp_path, "--limit", "300", "--detectors", *words)
+    datasets = [found["detectors"][word]["datasets"] for word in words]
+    assert datasets[0] != datasets[1] and datasets[0] != datasets[2]
+
+
+def test_the_seed_decides_what_is_drawn(in_digits, tmp_path):
+    folder = str(in_digits / "checkpoints" / "digits-small-seed0")
+    words = ("--detectors", "grood:mixup_samples=50", "--limit", "300", "--checkpoint", folder)
+    found = [evaluate(tmp_path / s, *words, "--seed", s) for s in ("1", "2")]
+    again = evaluate(tmp_path / "again", *words, "--seed", "1")
+    assert found[0]["detectors"] != found[1]["detectors"]
+    (first,), (second,) = found[0]["detectors"].values(), again["detectors"].values()
+    assert first["datasets"] == second["datasets"]
+
+
+def test_batch_size_changes_nothing(in_digits, tmp_path):
+    words = ("--detectors", "grood", "--limit", "300", "--batch-size")
+    one, other = (evaluate(tmp_path / size, *words, size) for size in ("64", "77"))
+    for name, figures in one["detectors"]["grood"]["datasets"].items():
+        row = other["detectors"]["grood"]["datasets"][name]
+        np.testing.assert_allclose(row["auroc"], figures["auroc"], atol=1e-3)
+
+
+def test_all_detectors(in_digits, tmp_path):
+    found = evaluate(tmp_path, "--detectors", "all", "grood:k=3", "--limit", "100")
+    assert list(found["detectors"]) == [*detectors.names(), "grood:k=3"]
+    assert found["detectors"]["grood:k=3"]["options"]["k"] == 3
+    assert found["data"]["photographs"]["n"] == 100
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dataset", "cifar11"], "cifar11"),
+        (["--detectors", "groud"], "'groud'.*did you mean 'grood'"),
+        (["--detectors", "grood:kk=3"], "no option 'kk'.*did you mean 'k'"),
+        (["--detectors", "grood:k=0"], "k is 0; expected at least 1"),
+        (["--detectors", "grood:k=many"], "k is 'many'; expected an integer"),
+        (["--detectors", "grood:mixup_weight=half"], "mixup_weight is 'half'"),
+        (["--detectors", "grood:interpolate=3"], "interpolate is 3; expected"),
+        (["--detectors", "grood:ood_prototype=nois"], "did you mean 'noise'"),
+        (["--detectors"], "detectors"),
+        (["--limit", "0"], "limit is 0; expected at least 1"),
+        (["--batch-size", "0"], "batch_size is 0; expected at least 1"),
+        (["--bogus"], "--bogus"),
+    ],
+)
+def test_bad_usage(unchecked, tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = eval.main(words)
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert re.search(message, line), line
+    assert list(tmp_path.iterdir()) == []
+
+
+def lines_of_failure(capsys, words):
+    assert eval.main(words) == 1
+    return capsys.readouterr().err.strip().splitlines()
+
+
+def test_missing_sets_are_all_named_before_anything_is_computed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (line,) = lines_of_failure(capsys, ["--dataset", "cifar10", "--data-dir", str(empty)])
+    names = ["cifar10", "cifar100", "tiny_imagenet", "mnist", "svhn", "textures", "places365"]
+    for name in names:
+        assert name in line
+    assert str(empty) in line and "--download" in line
+
+
+def test_a_missing_checkpoint(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (line,) = lines_of_failure(capsys, ["--checkpoint", "nowhere"])
+    assert "no checkpoint in nowhere" in line
+    assert "python -m grood_jax.train --dataset digits" in line
+
+
+@pytest.mark.parametrize(
+    ("classes", "channels", "size", "message"),
+    [
+        (10, 1, 8, "has 10 classes; benchmark digits needs 8"),
+        (8, 3, 8, "has 3 channels; benchmark digits needs 1"),
+        (8, 1, 16, "has 16 pixels a side; benchmark digits needs 8"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit(tmp_path, capsys, classes, channels, size, message):
+    model = models.create("small", num_classes=classes, channels=channels, rngs=nnx.Rngs(0))
+    preprocessing = Preprocessing(size, channels, (0.5,) * channels, (0.5,) * channels)
+    spec = ModelSpec(model="small", num_classes=classes, preprocessing=preprocessing, source="test")
+    checkpoints.save_model(tmp_path / "saved", model, spec)
+    lines = lines_of_failure(capsys, ["--checkpoint", str(tmp_path / "saved")])
+    assert message in lines[-1]
+
+
+def test_another_model_than_asked_for(in_digits, capsys):
+    folder = "checkpoints/digits-small-seed0"
+    lines = lines_of_failure(capsys, ["--checkpoint", folder, "--model", "resnet20"])
+    assert lines == [f"error: the checkpoint in {folder} is of model small; expected resnet20"]
+
+
+def test_an_unknown_cut(in_digits, capsys):
+    lines = lines_of_failure(capsys, ["--cut", "layer9"])
+    assert lines[-1] == "error: cut is 'layer9'; expected a stage of small: layer1, layer2, layer3"
+
+
+def test_too_few_images_for_a_class(in_digits, capsys):
+    lines = lines_of_failure(capsys, ["--limit", "3"])
+    assert "of class" in lines[-1] and "expected at least one" in lines[-1]
+
+
+def test_run_is_a_function_of_its_configuration(in_digits, tmp_path):
+    config = EvalConfig(detectors=("msp",), limit=50, output_dir=tmp_path)
+    found = eval.run(config)
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert found == written
+    assert eval.command_of(config) == found["command"]
+    again = eval.main(found["command"].split()[3:])
+    assert again == 0
+    for name, row in json.loads((tmp_path / "results.json").read_text())["detectors"].items():
+        assert row["datasets"] == found["detectors"][name]["datasets"]
+
+
+@pytest.mark.parametrize("dataset", ["fashion_mnist", "cifar10"])
+def test_prepared_data(tfds_data, tmp_path, dataset):
+    """An untrained network on a few real images: the whole path, not its figures."""
+    benchmark = benchmarks.get(dataset)
+    model = models.create(
+        "small", num_classes=10, channels=benchmark.preprocessing.channels, rngs=nnx.Rngs(0)
+    )
+    spec = ModelSpec(
+        model="small", num_classes=10, preprocessing=benchmark.preprocessing, source="untrained"
+    )
+    checkpoints.save_model(tmp_path / "saved", model, spec)
+    config = EvalConfig(
+        dataset=dataset,
+        detectors=("msp",),
+        data_dir=tfds_data,
+        checkpoint=tmp_path / "saved",
+        output_dir=tmp_path,
+        limit=64,
+    )
+    found = eval.run(config)
+    rows = found["detectors"]["msp"]["datasets"]
+    near = [name for name, row in rows.items() if row["group"] == "near"]
+    far = [name for name, row in rows.items() if row["group"] == "far"]
+    if dataset == "cifar10":
+        assert near == ["cifar100", "tiny_imagenet"]
+        assert far == ["mnist", "svhn", "textures", "places365"]
+    else:
+        assert (near, far) == ([], ["mnist", "emnist_letters"])
+        assert found["detectors"]["msp"]["near"] == {}
+    assert {row["n"] for row in rows.values()} == {64}
