@@ -1,32 +1,21 @@
 """Benchmarks described once: sets in and out of distribution, image size, normalisation."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from grood_jax import checks
 from grood_jax.data import builtin
+from grood_jax.data.finding import SetSpec, Wanted, find_sets
 from grood_jax.data.preprocessing import Preprocessing
-from grood_jax.data.sources import ImageSet, LimitedSet, TfdsSource, default_data_dir
+from grood_jax.data.sets import ImageSet, LimitedSet
+from grood_jax.data.sources import TfdsSource, default_data_dir
 from grood_jax.errors import UserError
+from grood_jax.models import Name
 
 Group = Literal["near", "far"]
-
-
-@dataclass(frozen=True)
-class SetSpec:
-    """A set of images and its possible sources.
-
-    Attributes:
-      name: the set's name in results.
-      sources: where it may be found, in the order in which they are tried; or a function that
-        makes a set that is built in.
-    """
-
-    name: str
-    sources: tuple[TfdsSource, ...] | Callable[[], ImageSet]
+Dataset = Literal["digits", "fashion_mnist", "cifar10"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +44,7 @@ class Benchmark:
     near: tuple[SetSpec, ...]
     far: tuple[SetSpec, ...]
     validation: SetSpec | None
-    model: str
+    model: Name
     trains_on_the_spot: bool
 
 
@@ -82,7 +71,6 @@ def _tfds(name: str, split: str, *datasets: str) -> SetSpec:
     return SetSpec(name, tuple(TfdsSource(dataset, split) for dataset in datasets or (name,)))
 
 
-_TINY_IMAGENET = "convert Tiny ImageNet at 32×32, without CIFAR-10's classes, to ArrayRecord"
 _MNIST = _tfds("mnist", "test")
 _SVHN = _tfds("svhn", "test", "svhn_cropped")
 _TEXTURES = _tfds("textures", "test", "dtd")
@@ -106,18 +94,22 @@ def _tiny_imagenet(split: str) -> SetSpec:
     return SetSpec(
         "tiny_imagenet",
         (
-            TfdsSource("tiny_imagenet_32", split, in_catalogue=False, how_to_get=_TINY_IMAGENET),
-            TfdsSource("tiny_imagenet", split, in_catalogue=False, how_to_get=_TINY_IMAGENET),
+            TfdsSource("tiny_imagenet_32", split, in_catalogue=False),
+            TfdsSource("tiny_imagenet", split, in_catalogue=False),
         ),
+        how_to_get="with Tiny ImageNet's images, but for the classes that CIFAR-10 has too, in "
+        "folders TEST and VALIDATION (as OpenOOD's tin/test and tin/val are), run python -m "
+        "grood_jax.data.convert --name tiny_imagenet_32 --test TEST --validation VALIDATION "
+        "--data-dir {data_dir}",
     )
 
 
-_BENCHMARKS = {
+_BENCHMARKS: dict[str, Benchmark] = {
     "digits": Benchmark(
         name="digits",
         num_classes=builtin.ID_CLASSES,
         # Mean and deviation of the training part's 8×8 images.
-        preprocessing=Preprocessing(8, 1, mean=(0.304,), std=(0.376,)),
+        preprocessing=Preprocessing(8, 1, mean=(0.304,), std=(0.377,)),
         train=SetSpec("digits", partial(builtin.digits, "train")),
         test=SetSpec("digits", partial(builtin.digits, "test")),
         near=(SetSpec("digits_8_9", partial(builtin.digits, "near")),),
@@ -196,75 +188,44 @@ def open_benchmark(
       limit: at most this many images of each set.
 
     Raises:
-      UserError: sets are missing; each is named with where it was looked for and how to get it.
+      UserError: sets are missing or damaged; each is named, with where it was looked for and how
+        to get it.
       ValueError: limit below 1.
     """
     if limit is not None:
         checks.at_least("limit", limit, 1)
-    folder = (data_dir or default_data_dir()).expanduser()
     if validation and benchmark.validation is None:
         raise UserError(
             f"benchmark {benchmark.name} has no held-out OOD images for ood_prototype "
             "'validation'; choose 'mixup', 'noise' or 'prototype-mean'"
         )
-    missing: list[str] = []
-    skipped: list[str] = []
-
-    def find(spec: SetSpec, optional: bool = False) -> ImageSet | None:
-        found = _open(spec, folder, benchmark.preprocessing, download)
-        if found is None:
-            if optional and skip_missing:
-                skipped.append(spec.name)
-            else:
-                missing.append(_missing(spec, folder))
-        if found is not None and limit is not None and limit < len(found):
-            return LimitedSet(found, limit)
-        return found
-
-    train = find(replace(benchmark.train, name=f"{benchmark.name} (train)"))
-    test = find(replace(benchmark.test, name=benchmark.test.name))
-    groups: list[tuple[Group, SetSpec]] = [("near", s) for s in benchmark.near]
-    groups += [("far", s) for s in benchmark.far]
-    outside: dict[str, tuple[Group, ImageSet]] = {}
-    for group, spec in groups if ood else []:
-        found = find(spec, optional=True)
-        if found is not None:
-            outside[spec.name] = (group, found)
-    held_out = None
+    groups: list[tuple[Group, SetSpec]] = []
+    if ood:
+        groups += [("near", spec) for spec in benchmark.near]
+        groups += [("far", spec) for spec in benchmark.far]
+    wanted = [
+        Wanted(f"{benchmark.train.name} (train)", benchmark.train),
+        Wanted(f"{benchmark.test.name} (test)", benchmark.test),
+        *(Wanted(spec.name, spec, optional=True) for _, spec in groups),
+    ]
     if validation and benchmark.validation is not None:
-        held_out = find(
-            replace(benchmark.validation, name=f"{benchmark.validation.name} (validation)")
-        )
-    if missing or train is None or test is None:
-        raise UserError(
-            f"{len(missing)} sets of benchmark {benchmark.name} are missing: "
-            + "; ".join(missing)
-            + ("" if ood is False else " (--skip-missing leaves missing OOD test sets out)")
-        )
-    return OpenBenchmark(train, test, outside, held_out, tuple(skipped))
+        held_out = benchmark.validation
+        wanted.append(Wanted(f"{held_out.name} (validation)", held_out))
+    folder = (data_dir or default_data_dir()).expanduser()
+    found = find_sets(
+        wanted, folder, benchmark.preprocessing, download=download, skip_missing=skip_missing
+    )
+    train, test, *others = (None if f is None else _limited(f, limit) for f in found)
+    assert train is not None and test is not None
+    outside: dict[str, tuple[Group, ImageSet]] = {}
+    skipped: list[str] = []
+    for (group, spec), images in zip(groups, others, strict=False):
+        if images is None:
+            skipped.append(spec.name)
+        else:
+            outside[spec.name] = (group, images)
+    return OpenBenchmark(train, test, outside, others[-1] if validation else None, tuple(skipped))
 
 
-def _open(
-    spec: SetSpec, data_dir: Path, preprocessing: Preprocessing, download: bool
-) -> ImageSet | None:
-    if callable(spec.sources):
-        return spec.sources()
-    size, channels = preprocessing.image_size, preprocessing.channels
-    for source in spec.sources:
-        folder = source.find(data_dir)
-        if folder is not None:
-            return source.open(spec.name, folder, size, channels)
-    for source in spec.sources:
-        if download and source.in_catalogue:
-            source.download(data_dir)
-            folder = source.find(data_dir)
-            if folder is not None:
-                return source.open(spec.name, folder, size, channels)
-    return None
-
-
-def _missing(spec: SetSpec, data_dir: Path) -> str:
-    assert not callable(spec.sources)
-    looked = " or ".join(str(data_dir / source.dataset) for source in spec.sources)
-    hints = [s.hint(data_dir) for s in spec.sources if s.in_catalogue or s.how_to_get]
-    return f"{spec.name} (looked for {looked}; {hints[0]})"
+def _limited(images: ImageSet, limit: int | None) -> ImageSet:
+    return images if limit is None or limit >= len(images) else LimitedSet(images, limit)

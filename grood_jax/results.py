@@ -28,9 +28,10 @@ def versions() -> dict[str, str]:
 
 
 def device() -> str:
-    """The devices that JAX computes on, in words."""
+    """The devices that JAX computes on and the machine that they are in, in words."""
     devices = jax.devices()
-    return f"{len(devices)} × {devices[0].platform} ({devices[0].device_kind})"
+    kind = f"{len(devices)} × {devices[0].platform} ({devices[0].device_kind})"
+    return f"{kind}; {os.cpu_count()} {platform.machine()} cores, {platform.system()}"
 
 
 def peak_memory_bytes() -> int | None:

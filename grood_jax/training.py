@@ -79,7 +79,14 @@ _RECIPES = {
     "digits": TrainOptions(
         epochs=20, batch_size=64, schedule="one-cycle", crop_padding=1, flip=False
     ),
-    "fashion_mnist": TrainOptions(epochs=6, schedule="one-cycle", crop_padding=2),
+    "fashion_mnist": TrainOptions(
+        epochs=6,
+        batch_size=32,
+        schedule="one-cycle",
+        weight_decay=1e-4,
+        crop_padding=0,
+        flip=False,
+    ),
 }
 
 

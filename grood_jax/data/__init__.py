@@ -2,7 +2,8 @@
 
 from grood_jax.data.batching import Batch, batches
 from grood_jax.data.preprocessing import Preprocessing
-from grood_jax.data.sources import ArraySet, ImageSet, LimitedSet, TfdsSource
+from grood_jax.data.sets import ArraySet, ImageSet, LimitedSet
+from grood_jax.data.sources import TfdsSource
 
 __all__ = [
     "ArraySet",

@@ -1,15 +1,15 @@
 """Batches of one shape, decoded ahead of the device."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from grood_jax import checks
+from grood_jax import checks, progress
 from grood_jax.data.preprocessing import Preprocessing
-from grood_jax.data.sources import ImageSet
+from grood_jax.data.sets import ImageSet
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,6 @@ def _generate(
     indices: Int[np.ndarray, " n"],
     description: str | None,
 ) -> Iterator[Batch]:
-    from tqdm import tqdm
-
     def load(start: int) -> Batch:
         rows = indices[start : start + batch_size]
         pixels, labels = images.read(rows)
@@ -78,16 +76,15 @@ def _generate(
             valid=np.arange(batch_size) < len(rows),
         )
 
-    starts = range(0, len(indices), batch_size)
-    progress = tqdm(
-        total=len(indices), desc=description, unit="img", disable=description is None, leave=False
-    )
-    with progress, ThreadPoolExecutor(max_workers=1) as pool:
-        ahead = pool.submit(load, 0) if starts else None
-        for start in starts:
-            assert ahead is not None
-            batch = ahead.result()
-            if start + batch_size < len(indices):
-                ahead = pool.submit(load, start + batch_size)
+    # One thread: decoding holds the interpreter's lock, and more of them read no faster.
+    with (
+        progress.bar(len(indices), description or "", shown=description is not None) as bar,
+        ThreadPoolExecutor(max_workers=1) as pool,
+    ):
+        ahead: Future[Batch] | None = None
+        for start in range(0, len(indices), batch_size):
+            batch = load(start) if ahead is None else ahead.result()
+            after = start + batch_size
+            ahead = pool.submit(load, after) if after < len(indices) else None
             yield batch
-            progress.update(int(batch.valid.sum()))
+            bar.update(int(batch.valid.sum()))

@@ -3,7 +3,8 @@
 import numpy as np
 from jaxtyping import UInt8
 
-from grood_jax.data.sources import ArraySet
+from grood_jax import checks
+from grood_jax.data.sets import ArraySet
 
 ID_CLASSES = 8
 TEST_SHARE = 0.3
@@ -19,7 +20,11 @@ def digits(part: str) -> ArraySet:
     Args:
       part: ``"train"`` or ``"test"`` for the digits 0 to 7 (a fixed stratified split), or
         ``"near"`` for the digits 8 and 9, all of them, unlabelled.
+
+    Raises:
+      ValueError: there is no such part.
     """
+    checks.choice("part", part, ("train", "test", "near"))
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -43,7 +48,11 @@ def photographs(part: str) -> ArraySet:
 
     Args:
       part: ``"validation"`` for the left fifth of each photograph, ``"test"`` for the rest.
+
+    Raises:
+      ValueError: there is no such part.
     """
+    checks.choice("part", part, ("validation", "test"))
     patches = []
     for image in _photographs():
         height, width = image.shape
@@ -97,8 +106,6 @@ def _photographs() -> list[UInt8[np.ndarray, "h w"]]:
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
+    # Means over whole pixels: a smoother filter would carry some of one patch into the next.
     pictures = [Image.fromarray(image).convert("L") for image in load_sample_images().images]
-    return [
-        np.asarray(p.resize((p.width // SHRINK, p.height // SHRINK), Image.Resampling.BILINEAR))
-        for p in pictures
-    ]
+    return [np.asarray(picture.reduce(SHRINK)) for picture in pictures]

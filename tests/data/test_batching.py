@@ -1,0 +1,179 @@
+"""Batches: padding, order, progress, and a reading thread that never outlives its use."""
+
+import sys
+import threading
+from dataclasses import dataclass, field
+from io import StringIO
+
+import numpy as np
+import pytest
+
+from grood_jax.data import ArraySet, Batch, Preprocessing, batches
+from grood_jax.errors import UserError
+
+PLAIN = Preprocessing(4, 1, mean=(0.0,), std=(1 / 255,))
+"""Leaves pixels as they are."""
+
+
+def numbered(count: int) -> ArraySet:
+    """Images whose every pixel is their row number, labelled by it too."""
+    pixels = np.arange(count, dtype=np.uint8)[:, None, None, None]
+    return ArraySet("numbered", "counted", np.tile(pixels, (1, 4, 4, 1)), np.arange(count))
+
+
+def rows(found: list[Batch]) -> list[int]:
+    return np.concatenate([batch.labels[batch.valid] for batch in found]).tolist()
+
+
+@dataclass
+class Watched:
+    """A set that records what is read, and fails at a row if it is to."""
+
+    count: int
+    fails_at: int | None = None
+    name: str = "watched"
+    source: str = "counted"
+    reads: list[list[int]] = field(default_factory=list)
+    threads: set[threading.Thread] = field(default_factory=set)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        self.reads.append(indices.tolist())
+        self.threads.add(threading.current_thread())
+        if self.fails_at in indices:
+            raise UserError(f"watched: image {self.fails_at} is damaged")
+        return numbered(self.count).read(indices)
+
+    def reading(self) -> bool:
+        return any(t.is_alive() for t in self.threads if t is not threading.main_thread())
+
+
+@pytest.mark.parametrize("count", [1, 11, 31, 32, 33, 64, 65])
+@pytest.mark.parametrize("size", [1, 32])
+def test_all_rows_once_in_order_in_batches_of_one_shape(count, size):
+    found = list(batches(numbered(count), PLAIN, batch_size=size))
+    assert len(found) == -(-count // size)
+    assert {batch.images.shape for batch in found} == {(size, 4, 4, 1)}
+    assert {batch.images.dtype for batch in found} == {np.dtype(np.float32)}
+    assert {batch.labels.dtype for batch in found} == {np.dtype(np.int32)}
+    assert rows(found) == list(range(count))
+    images = np.concatenate([batch.images[batch.valid] for batch in found])
+    np.testing.assert_allclose(images, numbered(count).images, rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 11, 33])
+def test_padded_rows(count):
+    *_, last = batches(numbered(count), PLAIN, batch_size=32)
+    real = count % 32
+    assert last.valid.tolist() == [True] * real + [False] * (32 - real)
+    assert not last.images[real:].any()
+    assert not last.labels[real:].any()
+
+
+def test_images_are_normalised_and_padding_is_not():
+    preprocessing = Preprocessing(4, 1, mean=(0.5,), std=(0.25,))
+    (batch,) = batches(numbered(3), preprocessing, batch_size=4)
+    expected = (np.arange(3) / 255 - 0.5) / 0.25
+    np.testing.assert_allclose(batch.images[:3, 0, 0, 0], expected, rtol=1e-5)
+    assert not batch.images[3].any()
+
+
+def test_no_rows():
+    assert list(batches(numbered(0), PLAIN, batch_size=8)) == []
+    assert list(batches(numbered(5), PLAIN, batch_size=8, indices=np.zeros(0, int))) == []
+
+
+def test_indices_in_their_own_order_and_repeated():
+    chosen = np.array([7, 2, 2, 9, 0], np.int32)
+    found = list(batches(numbered(10), PLAIN, batch_size=2, indices=chosen))
+    assert rows(found) == chosen.tolist()
+
+
+@pytest.mark.parametrize("chosen", [[0, 10], [-1, 3]])
+def test_indices_outside_the_set(chosen):
+    with pytest.raises(ValueError, match=r"indices run from .*; expected 0 to 9"):
+        batches(numbered(10), PLAIN, batch_size=2, indices=np.array(chosen))
+
+
+def test_an_empty_batch_size():
+    with pytest.raises(ValueError, match="batch_size is 0; expected at least 1"):
+        batches(numbered(10), PLAIN, batch_size=0)
+
+
+def test_one_batch_is_read_ahead_and_no_more():
+    watched = Watched(40)
+    stream = batches(watched, PLAIN, batch_size=8)
+    assert watched.reads == []
+    next(stream)
+    next(stream)
+    stream.close()
+    assert watched.reads == [list(range(start, start + 8)) for start in (0, 8, 16)]
+
+
+def test_the_thread_ends_with_the_batches():
+    watched = Watched(40)
+    assert len(list(batches(watched, PLAIN, batch_size=8))) == 5
+    assert len(watched.threads) == 2
+    assert not watched.reading()
+
+
+def test_the_thread_ends_when_the_consumer_stops_early():
+    watched = Watched(40)
+    for _ in batches(watched, PLAIN, batch_size=8):
+        break
+    assert not watched.reading()
+
+
+def test_the_thread_ends_when_the_consumer_raises():
+    watched = Watched(40)
+    with pytest.raises(ZeroDivisionError):
+        for _ in batches(watched, PLAIN, batch_size=8):
+            _ = 1 // 0
+    assert not watched.reading()
+
+
+@pytest.mark.parametrize("row", [0, 20, 39])
+def test_an_error_in_reading_reaches_the_caller_in_its_own_words(row):
+    watched = Watched(40, fails_at=row)
+    labels: list[int] = []
+    with pytest.raises(UserError, match=f"^watched: image {row} is damaged$"):
+        for batch in batches(watched, PLAIN, batch_size=8):
+            labels += batch.labels.tolist()
+    assert labels == list(range(row // 8 * 8))
+    assert not watched.reading()
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_shown_on_stderr_and_cleared(monkeypatch, capsys):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    for _ in batches(numbered(40), PLAIN, batch_size=8, description="digits (test)"):
+        pass
+    shown = terminal.getvalue()
+    assert "digits (test)" in shown
+    assert "/40" in shown
+    # The last thing written blanks the line.
+    assert shown.split("\r")[-2].strip() == ""
+    assert shown.endswith("\r")
+    assert capsys.readouterr().out == ""
+
+
+def test_progress_is_cleared_when_reading_fails(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with pytest.raises(UserError):
+        list(batches(Watched(40, fails_at=30), PLAIN, batch_size=8, description="digits"))
+    assert terminal.getvalue().split("\r")[-2].strip() == ""
+
+
+def test_no_progress_unless_it_is_asked_for(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    list(batches(numbered(40), PLAIN, batch_size=8))
+    assert terminal.getvalue() == ""
