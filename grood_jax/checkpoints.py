@@ -1,8 +1,11 @@
 """Classifiers on disk: orbax checkpoints of the arrays, with what is needed to use them."""
 
 import contextlib
+import gc
 import hashlib
 import logging
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +22,9 @@ from grood_jax.models import Staged
 
 KEPT = 2
 """Checkpoints kept of a training run: the newest, and the one before."""
+
+ABANDONED_SECONDS = 0.5
+"""How long reads may still be under way when another read has failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +117,12 @@ def save(
     """
     import orbax.checkpoint as ocp
 
-    about = {"spec": asdict(spec), "record": record or {}, "fingerprint": fingerprint(model)}
+    about = {
+        "spec": asdict(spec),
+        "record": record or {},
+        "fingerprint": fingerprint(model),
+        "arrays": _layout(_arrays(model)),
+    }
     items = {"model": ocp.args.StandardSave(_arrays(model)), "about": ocp.args.JsonSave(about)}
     if optimizer is not None:
         items["optimizer"] = ocp.args.StandardSave(optimizer)
@@ -145,6 +156,12 @@ def load_model(directory: Path, *, expected_model: str | None = None) -> Loaded:
         )
     with manager(directory) as checkpoints:
         about = _restore(checkpoints, directory, step, "about")
+        missing = {"spec", "record", "fingerprint", "arrays"} - set(about)
+        if missing:
+            raise UserError(
+                f"the checkpoint in {directory} is none of grood-jax: it has no "
+                + ", ".join(sorted(missing))
+            )
         spec = _spec(directory, about)
         if expected_model is not None and spec.model != expected_model:
             raise UserError(
@@ -159,7 +176,17 @@ def load_model(directory: Path, *, expected_model: str | None = None) -> Loaded:
             )
         )
         graph, state = nnx.split(abstract)
-        arrays = _restore(checkpoints, directory, step, "model", nnx.to_pure_dict(state))
+        wanted = nnx.to_pure_dict(state)
+        saved, needed = about["arrays"], _layout(wanted)
+        differ = [name for name in saved | needed if saved.get(name) != needed.get(name)]
+        if differ:
+            name = differ[0]
+            raise UserError(
+                f"the checkpoint in {directory} does not fit {spec.model} with {spec.num_classes} "
+                f"classes: {name} is {saved.get(name, 'absent')}; expected "
+                f"{needed.get(name, 'none')} ({len(differ)} arrays differ)"
+            )
+        arrays = _restore(checkpoints, directory, step, "model", wanted)
     nnx.replace_by_pure_dict(state, arrays)
     model = nnx.merge(graph, state)
     found = fingerprint(model)
@@ -190,10 +217,33 @@ def _restore(checkpoints: Any, directory: Path, step: int, item: str, like: Any 
         return checkpoints.restore(step, args=ocp.args.Composite(**{item: wanted}))[item]
     except Exception as error:
         # Orbax and tensorstore raise whatever their layers raise on a missing or broken file.
+        _let_reads_end()
         line = (str(error).strip() or repr(error)).splitlines()[0]
         raise UserError(
             f"checkpoint {step} in {directory} cannot be read ({item}): {line}"
         ) from error
+
+
+def _let_reads_end() -> None:
+    """Waits for reads that tensorstore has under way when another one fails.
+
+    They would report to an event loop that orbax has closed, and Python would print that.
+    """
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        time.sleep(ABANDONED_SECONDS)
+        gc.collect()
+    finally:
+        sys.unraisablehook = before
+
+
+def _layout(arrays: Any) -> dict[str, str]:
+    """Dtype and shape of each array, by its path."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
+    }
 
 
 def _spec(directory: Path, about: Any) -> ModelSpec:
