@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
@@ -18,7 +18,7 @@ DESCRIPTION = """Trains a classifier on the training images of a benchmark, with
 each epoch; started again, it goes on where it stopped. The defaults are the data set's."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """What is trained, and where to.
 
@@ -29,7 +29,7 @@ class TrainConfig:
       output_dir: of the checkpoints (default: checkpoints/DATASET-MODEL-seedSEED).
       download: prepare missing data sets that tensorflow-datasets knows.
       limit: use at most this many training and test images, evenly spaced.
-      options: how it is trained.
+      options: how it is trained; `grood_jax.training.recipe` has those of a benchmark.
     """
 
     dataset: Dataset = "digits"
@@ -38,7 +38,7 @@ class TrainConfig:
     output_dir: Path | None = None
     download: bool = False
     limit: int | None = None
-    options: tyro.conf.OmitArgPrefixes[TrainOptions] = field(default_factory=TrainOptions)
+    options: tyro.conf.OmitArgPrefixes[TrainOptions]
 
     def __post_init__(self) -> None:
         """Checks the ranges.

@@ -1,6 +1,8 @@
 """Strict JAX, runtime shape checks, eight fake devices, and the prepared data if any."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -43,3 +45,14 @@ def key() -> jax.Array:
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the runtime type checks that the tests add: a user does not have them."""
     monkeypatch.setattr(config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """A folder in which the default command has run, and what it printed."""
+    folder = tmp_path_factory.mktemp("digits")
+    done = subprocess.run(
+        [sys.executable, "-m", "grood_jax.eval"], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,17 +14,6 @@ from grood_jax.eval import EvalConfig
 from grood_jax.metrics import ood_metrics
 
 SETS = {"digits_8_9": ("near", 354), "photographs": ("far", 1664), "uniform_noise": ("far", 1000)}
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory):
-    """A folder in which the default command has run, and what it printed."""
-    folder = tmp_path_factory.mktemp("digits")
-    done = subprocess.run(
-        [sys.executable, "-m", "grood_jax.eval"], cwd=folder, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return folder, done
 
 
 @pytest.fixture

@@ -1,0 +1,46 @@
+"""What the README shows is what happens."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+RESULTS = sorted((ROOT / "experiments" / "results").glob("*.json"))
+
+
+def test_the_python_examples_print_what_they_say(digits, monkeypatch, capsys):
+    monkeypatch.chdir(digits[0])
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    # Scores of a network trained here differ in the last digits from those trained elsewhere.
+    tolerances = [1e-3, 2e-2]
+    namespace = {}
+    for block, tolerance in zip(blocks, tolerances, strict=True):
+        exec(compile(block, "README.md", "exec"), namespace)
+        said = [float(n) for n in re.findall(r"\d\.\d+", capsys.readouterr().out)]
+        (comment,) = re.findall(r"print\(.*\)  # (.*)", block)
+        shown = [float(n) for n in re.findall(r"\d\.\d+", comment)]
+        np.testing.assert_allclose(said, shown, rtol=tolerance)
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_its_tables_come_from_the_results_files(path):
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "experiments" / "tables.py")
+    assert spec is not None and spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    results = json.loads(path.read_text())
+    if "detectors" in results:
+        assert tables.markdown(results) in README
+
+
+def test_its_first_output_is_that_of_the_committed_run():
+    results = json.loads((ROOT / "experiments" / "results" / "digits.json").read_text())
+    from grood_jax.results import table
+
+    assert table(results) in README
+    assert f"ID accuracy {results['id_accuracy']:.4f}" in README
