@@ -218,9 +218,9 @@ def _restore(checkpoints: Any, directory: Path, step: int, item: str, like: Any 
     except Exception as error:
         # Orbax and tensorstore raise whatever their layers raise on a missing or broken file.
         _let_reads_end()
-        line = (str(error).strip() or repr(error)).splitlines()[0]
+        line = (str(error).strip() or repr(error)).splitlines()[0].split(" See full ")[0]
         raise UserError(
-            f"checkpoint {step} in {directory} cannot be read ({item}): {line}"
+            f"checkpoint {step} in {directory} is damaged or incomplete ({item}): {line}"
         ) from error
 
 

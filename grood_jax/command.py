@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -37,10 +38,12 @@ def parse(default: T, module: str, description: str, argv: Sequence[str] | None)
                 args=argv,
             )
     except SystemExit as stop:
-        # tyro draws a box; a log wants one line.
-        words = re.sub(r"[\u2500-\u257f]+", " ", said.getvalue()).split()
-        if words:
-            print("error:", " ".join(words), file=sys.stderr)
+        # tyro draws a box under a title; a log wants one line.
+        text = " ".join(re.sub(r"[\u2500-\u257f]+|-{5,}|[|+]", " ", said.getvalue()).split())
+        title = r"^(Value error|Invalid choice|Unrecognized options|Parsing error|Missing \w+) "
+        text = re.sub(r"Error parsing \w+: ", "", re.sub(title, "", text))
+        if text:
+            print("error:", text, file=sys.stderr)
         raise stop
 
 
@@ -53,5 +56,8 @@ def status(work: Callable[[], object]) -> int:
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # A computation may still be under way, and the interpreter must not end under it.
+        os._exit(1)
     return 0

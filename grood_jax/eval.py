@@ -47,7 +47,8 @@ class EvalConfig:
       model: the network; the checkpoint's or the benchmark's by default.
       cut: the stage after which the network is cut, for mix-up.
       seed: of all that is random.
-      limit: use at most this many images of each set, evenly spaced.
+      limit: use at most this many images of each set, evenly spaced; a network that is trained on
+        the spot is trained on all.
       batch_size: images in each forward pass.
       skip_missing: leave out OOD sets that are missing.
       download: prepare missing data sets that tensorflow-datasets knows.
@@ -131,14 +132,12 @@ def run(
         validation=needs_validation,
         limit=config.limit,
     )
+    output_dir = config.output_dir or Path("results") / config.dataset
+    results.require_directory("output_dir", output_dir)
     for name in data.skipped:
         report(f"skipped {name}: it is missing")
     loaded, directory = _classifier(config, benchmark, report, show_progress)
-    if config.cut not in loaded.model.stages:
-        raise UserError(
-            f"cut is {config.cut!r}; expected a stage of {loaded.spec.model}: "
-            + ", ".join(loaded.model.stages)
-        )
+    _require_stage(config.cut, loaded.spec.model)
     backbone = Backbone.from_nnx(loaded.model, cut=config.cut)
     read = _Reader(loaded.spec.preprocessing, config.batch_size, show_progress)
     try:
@@ -151,7 +150,11 @@ def run(
             validation=lambda: read(_present(data.validation), "held-out OOD images"),
         )
     except ValueError as error:
-        raise error if isinstance(error, UserError) else UserError(str(error)) from error
+        if isinstance(error, UserError):
+            raise
+        few = config.limit is not None and "sample of class" in str(error)
+        hint = f" (--limit {config.limit} leaves few images of each class)" if few else ""
+        raise UserError(f"{error}{hint}") from error
 
     def outputs_of(images: ImageSet, name: str) -> Outputs:
         return harness.extract(
@@ -192,7 +195,7 @@ def run(
         },
         "peak_memory_bytes": results.peak_memory_bytes(),
     }
-    path = (config.output_dir or Path("results") / config.dataset) / "results.json"
+    path = output_dir / "results.json"
     results.write(found, path)
     report(f"results in {path}")
     return found
@@ -248,11 +251,17 @@ def _classifier(
     config: EvalConfig, benchmark: Benchmark, report: Callable[[str], None], show_progress: bool
 ) -> tuple[Loaded, Path]:
     model = config.model or benchmark.model
+    if config.checkpoint is None:
+        # Before a network is trained that has no such stage.
+        _require_stage(config.cut, model)
     directory = config.checkpoint or default_directory(config.dataset, model, config.seed)
     options = recipe(config.dataset)
     step = checkpoints.latest_step(directory)
     if config.checkpoint is None and benchmark.trains_on_the_spot and (step or 0) < options.epochs:
-        report(f"training {model} on {config.dataset}; the checkpoint will lie in {directory}")
+        report(
+            f"training {model} on all training images of {config.dataset}; the checkpoint will "
+            f"lie in {directory}"
+        )
         start = time.perf_counter()
         loaded = train_model(
             TrainConfig(
@@ -267,9 +276,14 @@ def _classifier(
         )
         report(f"trained in {time.perf_counter() - start:.0f} s")
     elif step is None:
+        words = ["--dataset", config.dataset, "--model", model, "--seed", str(config.seed)]
+        if config.data_dir is not None:
+            words += ["--data-dir", str(config.data_dir)]
+        words += ["--output-dir", str(directory)]
         raise UserError(
             f"there is no checkpoint in {directory}; train one with python -m grood_jax.train "
-            f"--dataset {config.dataset} --model {model}, or name one with --checkpoint"
+            + shlex.join(words)
+            + ("" if config.checkpoint else ", or name another with --checkpoint")
         )
     else:
         loaded = checkpoints.load_model(
@@ -278,6 +292,12 @@ def _classifier(
         report(f"classifier: {loaded.spec.model} from {directory} ({loaded.spec.source})")
     _check_fit(loaded, directory, benchmark)
     return loaded, directory
+
+
+def _require_stage(cut: str, model: str) -> None:
+    stages = models.stages(model)
+    if cut not in stages:
+        raise UserError(f"cut is {cut!r}; expected a stage of {model}: {', '.join(stages)}")
 
 
 def _check_fit(loaded: Loaded, directory: Path, benchmark: Benchmark) -> None:

@@ -107,9 +107,10 @@ def ood_gradients(
     """
     prototypes = checks.shaped("class_prototypes", class_prototypes, ("C", "D"))
     count, width = prototypes.shape
-    if count == 0:
+    if count == 0 or width == 0:
         raise ValueError(
-            f"class_prototypes has shape {prototypes.shape}; expected at least one class"
+            f"class_prototypes has shape {prototypes.shape}; expected at least one class and one "
+            "column"
         )
     points = checks.shaped("features", features, ("B", width))
     ood = checks.shaped("ood_prototype", ood_prototype, (width,))

@@ -60,10 +60,12 @@ def mix_with_prototypes(
 
     Raises:
       TypeError: an argument has the wrong dtype.
-      ValueError: shapes that do not fit, a target that is no class, λ outside [0, 1].
+      ValueError: shapes that do not fit, NaN or infinite values, a target that is no class, λ
+        outside [0, 1].
     """
-    activations = checks.shaped("hidden", hidden, ("B", "..."))
+    activations = checks.finite("hidden", checks.shaped("hidden", hidden, ("B", "...")))
     early = checks.shaped("prototypes", prototypes, ("C", *activations.shape[1:]))
+    checks.finite("prototypes", early)
     count = activations.shape[0]
     wide = np.ndim(targets) == 2
     chosen = checks.classes("targets", targets, early.shape[0], (count, "K") if wide else (count,))

@@ -7,15 +7,14 @@ without that certificate is searched again with direct differences over the whol
 result is thus the nearest distance by direct differences, whatever the data.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpy.typing as npt
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from grood_jax import checks
 
@@ -52,12 +51,14 @@ class Bank:
         underflows, () float32.
       bounds: squared norms of the centred, scaled rows, less the rounding error that the fast
         form may make; infinite for the padding, (N + padding,) float32.
+      size: how many rows there are without the padding, N.
     """
 
     vectors: Float[Array, "n d"]
     center: Float[Array, " d"]
     inverse_scale: Float[Array, ""]
     bounds: Float[Array, " n"]
+    size: int = field(metadata={"static": True})
 
 
 def rounding(width: int) -> float:
@@ -82,8 +83,13 @@ def build_bank(vectors: npt.ArrayLike) -> Bank:
 def _build(rows: Float[Array, "n d"]) -> Bank:
     count, width = rows.shape
     # Halved before the sum: rows near float32's largest value must not overflow the mean.
-    center = jnp.mean(rows * 0.5, axis=0) * 2.0
-    center = jnp.where(jnp.isfinite(center), center, 0.0)
+    mean = jnp.mean(rows * 0.5, axis=0) * 2.0
+    mean = jnp.where(jnp.isfinite(mean), mean, 0.0)
+    unit = jnp.maximum(jnp.max(jnp.abs(rows)), jnp.finfo(jnp.float32).tiny)
+    spread = jnp.mean(((rows - mean[None, :]) / unit) ** 2)
+    # Where norms run over decades about the origin, it is the origin that keeps their digits.
+    far = spread < 0.25 * jnp.mean((rows / unit) ** 2)
+    center = jnp.where(far, mean, 0.0)
     largest = jnp.max(jnp.abs(rows - center[None, :]))
     _, exponent = jnp.frexp(jnp.where(largest > 0, largest, 1.0))
     inverse_scale = jnp.ldexp(jnp.float32(1.0), jnp.clip(-exponent, -125, 125))
@@ -95,6 +101,7 @@ def _build(rows: Float[Array, "n d"]) -> Bank:
         center=center,
         inverse_scale=inverse_scale,
         bounds=jnp.pad(bounds, (0, padding), constant_values=jnp.inf),
+        size=count,
     )
 
 
@@ -104,6 +111,8 @@ def nearest_distances(
     k: int = 1,
 ) -> Float[Array, " q"]:
     """Euclidean distance from each query to its k-th nearest row of the bank, exact.
+
+    May be jitted and mapped, but not differentiated.
 
     Args:
       queries: (Q, D).
@@ -119,22 +128,13 @@ def nearest_distances(
         beyond 1e37, or ``k`` larger than the bank.
     """
     checks.at_least("k", k, 1)
-    if isinstance(bank, Bank):
-        ready, traced = bank, isinstance(bank.bounds, jax.core.Tracer)
-        size = len(bank.vectors) if traced else bank_size(bank)
-    else:
-        ready, size = build_bank(bank), np.shape(bank)[0]
+    ready = bank if isinstance(bank, Bank) else build_bank(bank)
     width = ready.vectors.shape[1]
     points = checks.shaped("queries", queries, ("Q", width))
     points = checks.finite("queries", points, LARGEST)
-    if k > size:
-        raise ValueError(f"k is {k}; expected at most the bank's {size} rows")
+    if k > ready.size:
+        raise ValueError(f"k is {k}; expected at most the bank's {ready.size} rows")
     return search(points, ready, k)
-
-
-def bank_size(bank: Bank) -> int:
-    """How many rows the bank holds, without its padding."""
-    return int(jnp.isfinite(bank.bounds).sum())
 
 
 @partial(jax.jit, static_argnames="k")
@@ -152,6 +152,12 @@ def search(queries: Float[Array, "q d"], bank: Bank, k: int) -> Float[Array, " q
     return _resolve(padded, distances, certain, bank, k)[:count]
 
 
+def _top_k(values: Float[Array, "q n"] | Int[Array, " n"], k: int) -> tuple[Array, Array]:
+    """`lax.top_k`, kept as such: fused with what surrounds it, XLA for CPU sorts all the values."""
+    largest, places = lax.top_k(lax.optimization_barrier(values), k)
+    return lax.optimization_barrier((largest, places))
+
+
 def _search_block(
     queries: Float[Array, "q d"], bank: Bank, k: int
 ) -> tuple[Float[Array, " q"], Bool[Array, " q"]]:
@@ -161,9 +167,9 @@ def _search_block(
     lows = _group_lows(centred, bank)
     groups = lows.shape[1]
     taken = min(groups, k + SPARE_GROUPS)
-    order, chosen = lax.top_k(-lows, min(groups, taken + 1))
+    order, chosen = _top_k(-lows, min(groups, taken + 1))
     distances = _settle(queries, chosen[:, :taken], bank)
-    kth = -lax.top_k(-distances, k)[0][:, -1]
+    kth = -_top_k(-distances, k)[0][:, -1]
     if taken == groups:
         return kth, jnp.ones(count, bool)
     # The first group left out holds nothing nearer than this; the last term covers underflow.
@@ -236,7 +242,7 @@ def _resolve(
 
     def finish_some(state: tuple[Array, Array]) -> tuple[Array, Array]:
         distances, certain = state
-        chosen = lax.top_k((~certain).astype(jnp.int32), block)[1]
+        chosen = _top_k((~certain).astype(jnp.int32), block)[1]
         exact = _brute_force(queries[chosen], bank, k)
         # Certified queries may fill the block up; the direct answer is as good for them.
         return distances.at[chosen].set(exact), certain.at[chosen].set(True)
@@ -251,7 +257,7 @@ def _brute_force(queries: Float[Array, "q d"], bank: Bank, k: int) -> Float[Arra
         vectors, bounds = block
         distances = _direct(queries, jnp.broadcast_to(vectors, (len(queries), *vectors.shape)))
         distances = jnp.where(jnp.isfinite(bounds)[None, :], distances, jnp.inf)
-        return -lax.top_k(-jnp.concatenate([best, distances], axis=1), k)[0], None
+        return -_top_k(-jnp.concatenate([best, distances], axis=1), k)[0], None
 
     start = jnp.full((len(queries), k), jnp.inf, jnp.float32)
     blocks = (bank.vectors.reshape(-1, GROUP, width), bank.bounds.reshape(-1, GROUP))

@@ -1,4 +1,4 @@
-"""Progress on stderr: bars on a terminal, a line now and then in a log."""
+"""Progress on stderr: bars on a terminal, a line for each in a log."""
 
 import sys
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 
 def bar(total: int, description: str, *, shown: bool, done: int = 0) -> Any:
     """A tqdm bar that counts images, gone when it is closed; a context manager.
+
+    Where stderr is no terminal, one line says what is being done.
 
     Args:
       total: how many there are.
@@ -16,15 +18,15 @@ def bar(total: int, description: str, *, shown: bool, done: int = 0) -> Any:
     from tqdm import tqdm
 
     terminal = sys.stderr.isatty()
+    if shown and not terminal:
+        tell(f"{description}: {total - done} images")
     return tqdm(
         total=total,
         initial=done,
         desc=description,
         unit=" images",
-        disable=not shown,
-        leave=not terminal,
-        mininterval=0.1 if terminal else 10.0,
-        delay=0.0 if terminal else 5.0,
+        disable=not (shown and terminal),
+        leave=False,
     )
 
 

@@ -7,7 +7,6 @@ in float32 is not.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +49,7 @@ def _two_sum(
     return total, (a - (total - shadow)) + (b - shadow)
 
 
-@partial(jax.jit, donate_argnums=0)
-def accumulate(
+def _accumulate(
     sums: ClassSums,
     values: Float[Array, "b ..."],
     labels: Int[Array, " b"],
@@ -78,6 +76,9 @@ def accumulate(
         ), None
 
     return jax.lax.scan(add, sums, (values.astype(jnp.float32), labels, seen))[0]
+
+
+accumulate = jax.jit(_accumulate, donate_argnums=0)
 
 
 @jax.jit
@@ -118,7 +119,7 @@ def class_prototypes(
     checks.at_least("num_classes", num_classes, 1)
     values = checks.finite("features", checks.shaped("features", features, ("N", "...")))
     classes = checks.classes("labels", labels, num_classes, (values.shape[0],))
-    sums = accumulate(class_sums(num_classes, values.shape[1:]), values, classes)
+    sums = jax.jit(_accumulate)(class_sums(num_classes, values.shape[1:]), values, classes)
     return means(sums), sums.counts
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 
+from grood_jax.errors import UserError
+
 METRICS = ("auroc", "fpr95", "aupr_in", "aupr_out")
 PACKAGES = ("grood-jax", "jax", "jaxlib", "flax", "numpy", "scikit-learn", "tensorflow-datasets")
 
@@ -50,6 +52,20 @@ def group_means(datasets: Mapping[str, Mapping[str, Any]], group: str) -> dict[s
     if not members:
         return {}
     return {m: math.fsum(figures[m] for figures in members) / len(members) for m in METRICS}
+
+
+def require_directory(name: str, directory: Path) -> None:
+    """Makes a directory before anything is computed that will be written there.
+
+    Raises:
+      UserError: it cannot be made, or not be written to.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{name} is {directory}; it cannot be made: {error.strerror}") from error
+    if not os.access(directory, os.W_OK):
+        raise UserError(f"{name} is {directory}; it cannot be written to")
 
 
 def write(results: Mapping[str, Any], path: Path) -> None:

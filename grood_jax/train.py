@@ -12,6 +12,7 @@ from grood_jax import benchmarks, checks, command, models, training
 from grood_jax.benchmarks import Dataset
 from grood_jax.checkpoints import Loaded
 from grood_jax.progress import tell
+from grood_jax.results import require_directory
 from grood_jax.training import TrainOptions
 
 DESCRIPTION = """Trains a classifier on the training images of a benchmark, with a checkpoint after
@@ -82,6 +83,7 @@ def run(
         limit=config.limit,
     )
     directory = config.output_dir or default_directory(config.dataset, model, config.options.seed)
+    require_directory("output_dir", directory)
     loaded = training.train(
         data.train,
         benchmark.preprocessing,

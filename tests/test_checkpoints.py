@@ -112,5 +112,5 @@ def test_damage_is_found(tmp_path):
 def test_a_lost_file(tmp_path):
     checkpoints.save_model(tmp_path / "saved", network(), SPEC)
     (tmp_path / "saved" / "0" / "about" / "metadata").unlink()
-    with pytest.raises(UserError, match=r"saved cannot be read \(about\)"):
+    with pytest.raises(UserError, match=r"saved is damaged or incomplete \(about\)"):
         checkpoints.load_model(tmp_path / "saved")

@@ -2,12 +2,15 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from flax import nnx
 
-from grood_jax import benchmarks, checkpoints, detectors, eval, models
+from grood_jax import benchmarks, checkpoints, detectors, eval, models, train
 from grood_jax.checkpoints import ModelSpec
 from grood_jax.data import Preprocessing, batches
 from grood_jax.eval import EvalConfig
@@ -50,7 +53,7 @@ def test_the_default_command(digits):
     # Better than chance by far on every set: the sign of the scores is right.
     aurocs = [d["auroc"] for d in found["detectors"]["grood"]["datasets"].values()]
     assert min(aurocs) > 0.8
-    assert "training small on digits" in done.stderr
+    assert "training small on all training images of digits" in done.stderr
     assert "epoch 20 of 20" in done.stderr
     row = found["detectors"]["grood"]["datasets"]["digits_8_9"]
     assert f"{row['auroc']:.4f}" in done.stdout
@@ -130,11 +133,12 @@ def test_interpolation_options_reach_the_figures(in_digits, tmp_path):
 def test_the_seed_decides_what_is_drawn(in_digits, tmp_path):
     folder = str(in_digits / "checkpoints" / "digits-small-seed0")
     words = ("--detectors", "grood:mixup_samples=50", "--limit", "300", "--checkpoint", folder)
-    found = [evaluate(tmp_path / s, *words, "--seed", s) for s in ("1", "2")]
-    again = evaluate(tmp_path / "again", *words, "--seed", "1")
-    assert found[0]["detectors"] != found[1]["detectors"]
-    (first,), (second,) = found[0]["detectors"].values(), again["detectors"].values()
-    assert first["datasets"] == second["datasets"]
+    first, other, again = (
+        next(iter(evaluate(tmp_path / name, *words, "--seed", seed)["detectors"].values()))
+        for name, seed in (("first", "1"), ("other", "2"), ("again", "1"))
+    )
+    assert first["datasets"] != other["datasets"]
+    assert first["datasets"] == again["datasets"]
 
 
 def test_batch_size_changes_nothing(in_digits, tmp_path):
@@ -205,6 +209,7 @@ def test_a_missing_checkpoint(tmp_path, monkeypatch, capsys):
     (line,) = lines_of_failure(capsys, ["--checkpoint", "nowhere"])
     assert "no checkpoint in nowhere" in line
     assert "python -m grood_jax.train --dataset digits" in line
+    assert line.endswith("--seed 0 --output-dir nowhere")
 
 
 @pytest.mark.parametrize(
@@ -238,6 +243,39 @@ def test_an_unknown_cut(in_digits, capsys):
 def test_too_few_images_for_a_class(in_digits, capsys):
     lines = lines_of_failure(capsys, ["--limit", "3"])
     assert "of class" in lines[-1] and "expected at least one" in lines[-1]
+    assert "--limit 3 leaves few images" in lines[-1]
+
+
+@pytest.mark.parametrize("module", [eval, train])
+def test_an_output_directory_that_cannot_be(in_digits, capsys, tmp_path, module):
+    (tmp_path / "file").write_text("")
+    assert module.main(["--output-dir", str(tmp_path / "file")]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines == [f"error: output_dir is {tmp_path / 'file'}; it cannot be made: File exists"]
+
+
+def test_an_unknown_cut_is_found_before_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (line,) = lines_of_failure(capsys, ["--cut", "layer9"])
+    assert "expected a stage of small" in line
+
+
+def test_an_interrupt_ends_with_one_line_and_status_1(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-m", "grood_jax.train", "--epochs", "500"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("training small"):
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 1
+    assert rest.strip().splitlines()[-1] == "interrupted"
+    assert "Traceback" not in rest
 
 
 def test_run_is_a_function_of_its_configuration(in_digits, tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import grood_jax as gj
 from grood_jax import neighbors
-from grood_jax.neighbors import BLOCK_GROUPS, GROUP, bank_size
+from grood_jax.neighbors import BLOCK_GROUPS, GROUP
 
 BLOCK = GROUP * BLOCK_GROUPS
 
@@ -183,7 +183,7 @@ def test_queries_in_pieces_equal_queries_together(kind):
 def test_a_bank_made_once_equals_the_array():
     queries, bank = made(gaussian)
     ready = gj.build_bank(bank)
-    assert bank_size(ready) == 700
+    assert ready.size == 700
     np.testing.assert_array_equal(
         gj.nearest_distances(queries, ready, 10), gj.nearest_distances(queries, bank, 10)
     )

@@ -111,6 +111,8 @@ def grood(
         raise ValueError(
             f"farthest_fifth is True with ood_prototype {ood_prototype!r}; expected 'mixup'"
         )
+    if present_classes is not None and np.ndim(present_classes) != 1:
+        raise TypeError(f"present_classes is {present_classes!r}; expected a list of classes")
     given = () if present_classes is None else present_classes
     present = tuple(sorted({checks.at_least("present_classes", label, 0) for label in given}))
     if present_classes is not None and len(present) < 2:
@@ -129,6 +131,12 @@ def grood(
         correct = np.asarray(logits.argmax(axis=1) == labels)
         counts = np.bincount(np.asarray(labels)[correct], minlength=logits.shape[1])
         require_classes("correctly classified sample", counts, present or None)
+        available = len(present) or logits.shape[1]
+        if mix is not None and mix.classes >= available:
+            raise ValueError(
+                f"interpolate_classes is {mix.classes}; expected from 1 to {available - 1}, with "
+                f"{available} classes"
+            )
         if present:
             correct = correct & np.isin(np.asarray(labels), present)
         chosen = np.flatnonzero(correct)

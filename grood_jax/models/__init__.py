@@ -21,7 +21,7 @@ _FACTORIES: dict[str, Callable[..., Staged]] = {
     "resnet56": cifar_resnet(56),
 }
 
-__all__ = ["Name", "Staged", "create", "names"]
+__all__ = ["Name", "Staged", "create", "names", "stages"]
 
 
 def names() -> tuple[str, ...]:
@@ -46,3 +46,12 @@ def create(name: str, *, num_classes: int, channels: int = 3, rngs: nnx.Rngs) ->
     checks.at_least("num_classes", num_classes, 1)
     checks.at_least("channels", channels, 1)
     return _FACTORIES[name](num_classes=num_classes, channels=channels, rngs=rngs)
+
+
+def stages(name: str) -> tuple[str, ...]:
+    """The stages at which a network can be cut, in order; no weights are made.
+
+    Raises:
+      ValueError: no network has that name.
+    """
+    return nnx.eval_shape(lambda: create(name, num_classes=1, rngs=nnx.Rngs(0))).stages

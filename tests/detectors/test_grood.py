@@ -14,7 +14,6 @@ from grood_jax import harness
 from grood_jax.data import Batch
 from grood_jax.detectors import GroodState, MixedTraining, Noise, Training, Validation, grood
 from grood_jax.detectors.grood import least_like_training
-from grood_jax.neighbors import bank_size
 
 ROWS, TESTS, OOD, CLASSES, WIDTH = 60, 25, 40, 5, 6
 
@@ -70,7 +69,7 @@ def kth_nearest(queries, bank, k):
 
 
 def rows_of(state):
-    return np.asarray(state.bank.vectors)[: bank_size(state.bank)]
+    return np.asarray(state.bank.vectors)[: state.bank.size]
 
 
 def reference(data, test, ood, k=1):
