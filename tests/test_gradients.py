@@ -258,3 +258,8 @@ def test_prototype_loss_is_the_negative_log_softmax():
         jnp.asarray(ood), jnp.asarray(features), d, d[np.arange(30), predicted]
     )
     np.testing.assert_allclose(found, loss(features, prototypes, ood, predicted), rtol=1e-5)
+
+
+def test_no_columns():
+    with pytest.raises(ValueError, match=r"class_prototypes has shape \(3, 0\); expected"):
+        gj.ood_gradients(np.zeros((2, 0)), np.zeros((3, 0)), np.zeros(0))

@@ -178,3 +178,11 @@ def test_other_classes_refuses_a_count_out_of_range(count, present, available):
     message = f"count is {count}; expected from 1 to {available - 1}, with {available} classes"
     with pytest.raises(ValueError, match=message):
         other_classes(jnp.zeros((2, 4)), count, chosen)
+
+
+@pytest.mark.parametrize("name", ["hidden", "prototypes"])
+def test_values_that_are_no_numbers(name):
+    given = {"hidden": np.ones((2, 3)), "prototypes": np.ones((4, 3))}
+    given[name] = given[name] * np.nan
+    with pytest.raises(ValueError, match=f"{name} holds .* NaN or infinite"):
+        gj.mix_with_prototypes(**given, targets=[0, 1], weight=0.5)

@@ -297,3 +297,10 @@ def test_k_larger_than_the_bank_is_seen_while_tracing():
     search = jax.jit(gj.nearest_distances, static_argnums=2)
     with pytest.raises(ValueError, match="k is 5; expected at most the bank's 4 rows"):
         search(MATRIX, MATRIX, 5)
+
+
+def test_a_larger_k_than_a_padded_bank_holds_is_refused_in_compiled_code():
+    ready = gj.build_bank(np.arange(40.0)[:, None])
+    search = jax.jit(lambda queries, bank: gj.nearest_distances(queries, bank, 41))
+    with pytest.raises(ValueError, match="k is 41; expected at most the bank's 40 rows"):
+        search(np.zeros((2, 1), np.float32), ready)

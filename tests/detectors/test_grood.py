@@ -613,3 +613,14 @@ def test_an_absent_present_class_is_named_before_mixed_copies_are_asked_for(key)
     assert detector.rows is not None
     with pytest.raises(ValueError, match="present_classes holds 7; expected classes from 0 to 4"):
         detector.rows(training(), key)
+
+
+def test_present_classes_that_are_no_list(unchecked):
+    with pytest.raises(TypeError, match="present_classes is 3; expected a list of classes"):
+        grood(present_classes=3)
+
+
+def test_more_classes_to_mix_with_than_there_are(key):
+    detector = grood(interpolate=True, interpolate_classes=5)
+    with pytest.raises(ValueError, match="interpolate_classes is 5; expected from 1 to 4"):
+        detector.rows(training(), key)
