@@ -156,17 +156,23 @@ def run(
         hint = f" (--limit {config.limit} leaves few images of each class)" if few else ""
         raise UserError(f"{error}{hint}") from error
 
-    def outputs_of(images: ImageSet, name: str) -> Outputs:
+    def outputs_of(read_batches: Iterator[Batch]) -> Outputs:
         return harness.extract(
             backbone,
-            read(images, name),
+            read_batches,
             mixes=fitted.mixes,
             early_prototypes=fitted.early_prototypes,
         )
 
-    inside = outputs_of(data.test, benchmark.test.name)
-    labels = data.test.read(np.arange(len(data.test)))[1]
-    outside = {name: outputs_of(images, name) for name, (_, images) in data.ood.items()}
+    labels: list[np.ndarray] = []
+
+    def labelled() -> Iterator[Batch]:
+        for batch in read(data.test, benchmark.test.name):
+            labels.append(batch.labels[batch.valid])
+            yield batch
+
+    inside = outputs_of(labelled())
+    outside = {name: outputs_of(read(images, name)) for name, (_, images) in data.ood.items()}
     found = {
         "benchmark": config.dataset,
         "model": loaded.spec.model,
@@ -188,7 +194,7 @@ def run(
             **{n: {"source": s.source, "n": len(s)} for n, (_, s) in data.ood.items()},
         },
         "skipped": list(data.skipped),
-        "id_accuracy": float((inside.logits.argmax(axis=1) == labels).mean()),
+        "id_accuracy": float((inside.logits.argmax(axis=1) == np.concatenate(labels)).mean()),
         "detectors": {
             name: _evaluate(detector, inside, outside, data)
             for name, detector in fitted.detectors.items()
