@@ -106,14 +106,12 @@ class TrainState:
     Attributes:
       parameters: the network's weights.
       rest: its batch statistics.
-      optimizer: optax's state.
-      step: steps taken, () int32.
+      optimizer: optax's state, which counts the steps.
     """
 
     parameters: Any
     rest: Any
     optimizer: Any
-    step: Int[Array, ""]
 
 
 def learning_rates(options: TrainOptions, steps: int) -> optax.Schedule:
@@ -226,10 +224,8 @@ def train(
     history: list[dict[str, float]] = []
     if found is not None:
         history = list(found.record["history"])
-        saved = checkpoints.load_optimizer(
-            directory, found.step, {"state": state.optimizer, "step": state.step}
-        )
-        state = TrainState(state.parameters, state.rest, saved["state"], saved["step"])
+        saved = checkpoints.load_optimizer(directory, found.step, {"state": state.optimizer})
+        state = TrainState(state.parameters, state.rest, saved["state"])
         report(f"resuming {directory} after epoch {found.step} of {options.epochs}")
     rates = learning_rates(options, steps * options.epochs)
     with (
@@ -255,7 +251,7 @@ def train(
                 epoch + 1,
                 nnx.merge(graph, state.parameters, state.rest, copy=True),
                 spec,
-                optimizer={"state": state.optimizer, "step": state.step},
+                optimizer={"state": state.optimizer},
                 record=about | {"history": history},
             )
             bar.set_postfix_str(f"epoch {epoch + 1}/{options.epochs}, loss {loss:.3f}")
@@ -365,9 +361,9 @@ def _prepare(
         )
         updates, optimizer = transform.update(slope, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
-        return TrainState(parameters, rest, optimizer, state.step + 1), value, right
+        return TrainState(parameters, rest, optimizer), value, right
 
-    start = TrainState(parameters, rest, transform.init(parameters), jnp.int32(0))
+    start = TrainState(parameters, rest, transform.init(parameters))
     return step, start, graph
 
 
