@@ -214,26 +214,35 @@ def _restore(checkpoints: Any, directory: Path, step: int, item: str, like: Any 
 
     wanted = ocp.args.JsonRestore() if like is None else ocp.args.StandardRestore(like)
     try:
-        return checkpoints.restore(step, args=ocp.args.Composite(**{item: wanted}))[item]
+        with _abandoned_reads():
+            return checkpoints.restore(step, args=ocp.args.Composite(**{item: wanted}))[item]
     except Exception as error:
         # Orbax and tensorstore raise whatever their layers raise on a missing or broken file.
-        _let_reads_end()
         line = (str(error).strip() or repr(error)).splitlines()[0].split(" See full ")[0]
         raise UserError(
             f"checkpoint {step} in {directory} is damaged or incomplete ({item}): {line}"
         ) from error
 
 
-def _let_reads_end() -> None:
+@contextlib.contextmanager
+def _abandoned_reads() -> Iterator[None]:
     """Waits for reads that tensorstore has under way when another one fails.
 
-    They would report to an event loop that orbax has closed, and Python would print that.
+    They report to an event loop that orbax has closed by then, and Python would print that.
     """
     before = sys.unraisablehook
-    sys.unraisablehook = lambda _: None
+
+    def others(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            before(unraisable)
+
+    sys.unraisablehook = others
     try:
+        yield
+    except Exception:
         time.sleep(ABANDONED_SECONDS)
         gc.collect()
+        raise
     finally:
         sys.unraisablehook = before
 
