@@ -5,13 +5,23 @@ Scores are higher for more out-of-distribution samples, whatever the detector.
 
 from grood_jax import detectors
 from grood_jax.backbone import Backbone
+from grood_jax.bank import Bank, ShardedBank
+from grood_jax.bank_building import (
+    bank_rows,
+    build_bank,
+    build_bank_in_pieces,
+    grow_bank,
+    merge_banks,
+    thin_bank,
+)
 from grood_jax.errors import UserError
 from grood_jax.gradients import ood_gradients
 from grood_jax.metrics import ood_metrics
 from grood_jax.mixup import mix_with_prototypes
-from grood_jax.neighbors import Bank, build_bank, nearest_distances
+from grood_jax.neighbors import nearest_distances
 from grood_jax.outputs import Mix, Outputs
 from grood_jax.prototypes import class_prototypes
+from grood_jax.sharding import shard_bank
 
 __version__ = "0.1.0"
 
@@ -20,12 +30,19 @@ __all__ = [
     "Bank",
     "Mix",
     "Outputs",
+    "ShardedBank",
     "UserError",
+    "bank_rows",
     "build_bank",
+    "build_bank_in_pieces",
     "class_prototypes",
     "detectors",
+    "grow_bank",
+    "merge_banks",
     "mix_with_prototypes",
     "nearest_distances",
     "ood_gradients",
     "ood_metrics",
+    "shard_bank",
+    "thin_bank",
 ]

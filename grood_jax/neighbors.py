@@ -1,122 +1,76 @@
-"""Exact nearest neighbours: a jitted blocked scan over a bank, settled and certified.
+"""Exact nearest neighbours: bounded cheaply, settled by direct differences, certified.
 
-The fast form ``‖b‖² − 2 q·b`` loses its digits to cancellation, so it only orders: the bank's
-rows are taken in groups of a few, the groups whose lower bound is smallest are settled with
-direct differences, and the answer is certified by the bound of the first group left out. A query
-without that certificate is searched again with direct differences over the whole bank. The
-result is thus the nearest distance by direct differences, whatever the data.
+Distances are bounded from below by one matrix product of few columns (`grood_jax.bank`), for rows
+whose norms are near the query's. The rows with the lowest bounds are settled with direct
+differences, and the answer is certified by the lowest bound of the rows left out. A query without
+that certificate is searched again with longer lists, and at last by direct differences over all
+rows. The result is thus the nearest distance by direct differences, whatever the data; the bounds
+decide how long it takes.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpy.typing as npt
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from grood_jax import checks
+from grood_jax.bank import (
+    GROUP,
+    LARGEST,
+    Bank,
+    Frame,
+    HostRows,
+    ShardedBank,
+    reduce,
+    rounding,
+    square_slack,
+    underflow,
+)
+from grood_jax.bank_building import HOST_BLOCK, build_bank
 
-GROUP = 16
-"""Rows that share one lower bound."""
+SPAN_PER_QUERY = {True: 128, False: 8}
+"""Rows per query in a block of bounds, with principal axes and without: what was fastest."""
 
-BLOCK_GROUPS = 256
-"""Groups in one step of the scan over the bank."""
+SPARE = 10
+"""Rows settled at the first search, beyond two for each of the k."""
 
-QUERY_BLOCK = 256
-"""Queries searched together; the rest wait their turn."""
+LONGER, LONG = 4, 64
+"""How much longer the lists are at the second search, and how long at least."""
 
-SPARE_GROUPS = 7
-"""Groups settled beyond the k that could hold the k nearest rows, one each."""
+AGAIN_QUERIES = 16
+"""Uncertified queries that are searched again together."""
 
-LARGEST = 1e37
-"""Beyond this, values are refused: the reciprocals of their differences underflow in float32."""
+DIRECT_ROWS = 16
+"""Rows in one step of the direct search over all rows."""
 
-DIRECT_BLOCK = 16
-"""Uncertified queries searched together by direct differences."""
+LANES, BARRIERS = 64, (32, 4)
+"""Partial sums that are added up column by column, and where their addition is interrupted."""
 
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Bank:
-    """Vectors made ready for searching; immutable, a pytree.
-
-    Attributes:
-      vectors: the rows as given, then rows of zeros up to a whole number of groups,
-        (N + padding, D) float32.
-      center: what is subtracted in the fast form, so that data far from the origin keep their
-        digits, (D,) float32.
-      inverse_scale: power of two by which the fast form multiplies, so that no square over- or
-        underflows, () float32.
-      bounds: squared norms of the centred, scaled rows, less the rounding error that the fast
-        form may make; infinite for the padding, (N + padding,) float32.
-      size: how many rows there are without the padding, N.
-    """
-
-    vectors: Float[Array, "n d"]
-    center: Float[Array, " d"]
-    inverse_scale: Float[Array, ""]
-    bounds: Float[Array, " n"]
-    size: int = field(metadata={"static": True})
-
-
-def rounding(width: int) -> float:
-    """Bound on the relative rounding error of a float32 dot product of ``width`` terms."""
-    return 2 * (width + 32) * 2.0**-24
-
-
-def build_bank(vectors: npt.ArrayLike) -> Bank:
-    """Makes a bank of the rows of ``vectors`` (N, D).
-
-    Raises:
-      TypeError: not real numbers.
-      ValueError: wrong rank, no rows, NaN, infinite values or values beyond 1e37.
-    """
-    rows = checks.finite("bank", checks.shaped("bank", vectors, ("N", "D")), LARGEST)
-    if 0 in rows.shape:
-        raise ValueError(f"bank has shape {rows.shape}; expected at least one row and one column")
-    return _build(rows)
-
-
-@jax.jit
-def _build(rows: Float[Array, "n d"]) -> Bank:
-    count, width = rows.shape
-    # Halved before the sum: rows near float32's largest value must not overflow the mean.
-    mean = jnp.mean(rows * 0.5, axis=0) * 2.0
-    mean = jnp.where(jnp.isfinite(mean), mean, 0.0)
-    unit = jnp.maximum(jnp.max(jnp.abs(rows)), jnp.finfo(jnp.float32).tiny)
-    spread = jnp.mean(((rows - mean[None, :]) / unit) ** 2)
-    # Where norms run over decades about the origin, it is the origin that keeps their digits.
-    far = spread < 0.25 * jnp.mean((rows / unit) ** 2)
-    center = jnp.where(far, mean, 0.0)
-    largest = jnp.max(jnp.abs(rows - center[None, :]))
-    _, exponent = jnp.frexp(jnp.where(largest > 0, largest, 1.0))
-    inverse_scale = jnp.ldexp(jnp.float32(1.0), jnp.clip(-exponent, -125, 125))
-    centred = (rows - center[None, :]) * inverse_scale
-    bounds = jnp.sum(centred * centred, axis=1) * (1.0 - rounding(width))
-    padding = -count % (GROUP * BLOCK_GROUPS if count > GROUP * BLOCK_GROUPS else GROUP)
-    return Bank(
-        vectors=jnp.pad(rows, ((0, padding), (0, 0))),
-        center=center,
-        inverse_scale=inverse_scale,
-        bounds=jnp.pad(bounds, (0, padding), constant_values=jnp.inf),
-        size=count,
-    )
+TOO_SMALL = 1e-20
+"""Squared distances below this, in units of the bank's scale, may have lost digits to underflow."""
 
 
 def nearest_distances(
     queries: npt.ArrayLike,
-    bank: Bank | npt.ArrayLike,
+    bank: Bank | ShardedBank | npt.ArrayLike,
     k: int = 1,
 ) -> Float[Array, " q"]:
     """Euclidean distance from each query to its k-th nearest row of the bank, exact.
 
-    May be jitted and mapped, but not differentiated.
+    May be jitted and mapped, but not differentiated; with a bfloat16 bank neither.
 
     Args:
       queries: (Q, D).
-      bank: rows (N, D), or a `Bank` made of them once by `build_bank` and used many times.
+      bank: rows (N, D), or a bank made of them once (`build_bank`, `shard_bank`) and used many
+        times.
       k: which neighbour, from 1 to N.
 
     Returns:
@@ -125,140 +79,431 @@ def nearest_distances(
     Raises:
       TypeError: not real numbers, or ``k`` not an integer.
       ValueError: wrong rank, widths that differ, an empty bank, NaN, infinite values or values
-        beyond 1e37, or ``k`` larger than the bank.
+        beyond 1e37, ``k`` larger than the bank, or a bfloat16 bank in compiled code.
     """
     checks.at_least("k", k, 1)
-    ready = bank if isinstance(bank, Bank) else build_bank(bank)
-    width = ready.vectors.shape[1]
-    points = checks.shaped("queries", queries, ("Q", width))
+    ready = bank if isinstance(bank, Bank | ShardedBank) else build_bank(bank)
+    points = checks.shaped("queries", queries, ("Q", ready.width))
     points = checks.finite("queries", points, LARGEST)
     if k > ready.size:
         raise ValueError(f"k is {k}; expected at most the bank's {ready.size} rows")
     return search(points, ready, k)
 
 
-@partial(jax.jit, static_argnames="k")
-def search(queries: Float[Array, "q d"], bank: Bank, k: int) -> Float[Array, " q"]:
+def search(queries: Float[Array, "q d"], bank: Bank | ShardedBank, k: int) -> Float[Array, " q"]:
     """`nearest_distances` without its checks, for use inside compiled code."""
+    if isinstance(bank, ShardedBank):
+        return _search_shards(queries, bank, k)
+    if bank.host is None:
+        return _k_nearest(queries, bank, k)[:, -1]
+    if isinstance(queries, jax.core.Tracer):
+        raise ValueError(
+            "bank keeps its float32 rows on the host (dtype 'bfloat16'); expected a float32 bank "
+            "in compiled code"
+        )
+    return _search_with_host(queries, bank, bank.host, k)
+
+
+@partial(jax.jit, static_argnames="k")
+def _search_shards(queries: Float[Array, "q d"], bank: ShardedBank, k: int) -> Float[Array, " q"]:
+    """Each device searches its own rows; only the k best distances of each travel."""
+    count = len(queries)
+    spread = 1 if bank.query_axis is None else bank.mesh.shape[bank.query_axis]
+    over_queries = PartitionSpec(bank.query_axis)
+
+    def local(queries: Float[Array, "q d"], shards: Bank) -> Float[Array, " q"]:
+        own = jax.tree.map(lambda array: array[0], shards)
+        nearest = _k_nearest(queries, own, k)
+        everywhere = lax.all_gather(nearest, bank.bank_axis, axis=1, tiled=True)
+        return -_top_k(-everywhere, k)[0][:, -1]
+
+    found = jax.shard_map(
+        local,
+        mesh=bank.mesh,
+        in_specs=(over_queries, PartitionSpec(bank.bank_axis)),
+        out_specs=over_queries,
+        check_vma=False,
+    )(jnp.pad(queries, ((0, -count % spread), (0, 0)), mode="edge"), bank.shards)
+    return found[:count]
+
+
+@partial(jax.jit, static_argnames="k")
+def _k_nearest(queries: Float[Array, "q d"], bank: Bank, k: int) -> Float[Array, "q k"]:
+    """Distances to the k nearest rows, ascending; infinite where the bank has fewer."""
     count = queries.shape[0]
     if count == 0:
-        return jnp.zeros(0, jnp.float32)
-    block = min(QUERY_BLOCK, count)
-    padded = jnp.pad(queries, ((0, -count % block), (0, 0)))
+        return jnp.zeros((0, k), jnp.float32)
+    # Queries of like norms together: they look at the same rows.
+    order = jnp.argsort(jnp.linalg.norm(reduce(queries, bank.frame), axis=1))
+    block = min(_block_shape(bank)[0], count)
+    points = queries[order]
+    padded = jnp.pad(points, ((0, -count % block), (0, 0)), mode="edge")
     blocks = padded.reshape(-1, block, queries.shape[1])
-    distances, certain = lax.map(partial(_search_block, bank=bank, k=k), blocks)
-    distances, certain = distances.reshape(-1), certain.reshape(-1)
-    certain = certain | (jnp.arange(len(certain)) >= count)
-    return _resolve(padded, distances, certain, bank, k)[:count]
+    first, second = _list_lengths(bank, k)
+    distances, certain = lax.map(partial(_search_block, bank=bank, k=k, kept=first), blocks)
+    distances, certain = distances.reshape(-1, k)[:count], certain.reshape(-1)[:count]
+    longer = partial(_search_block, bank=bank, k=k, kept=second)
+    distances, certain = _search_again(points, distances, certain, longer)
+    distances, _ = _search_again(
+        points, distances, certain, partial(_search_directly, bank=bank, k=k)
+    )
+    return jnp.zeros((count, k), jnp.float32).at[order].set(distances)
+
+
+def _block_shape(bank: Bank) -> tuple[int, int]:
+    """Queries and rows in one block of bounds."""
+    elements, ratio = bank.memory // 4, SPAN_PER_QUERY[bank.axes > 0]
+    queries = 2 ** int(np.log2(elements / ratio) / 2)
+    return queries, min(len(bank.places), elements // queries // GROUP * GROUP)
+
+
+def _list_lengths(bank: Bank, k: int) -> tuple[int, int]:
+    """How many rows are settled at the first search, and at the second."""
+    first = 2 * k + SPARE
+    return min(first, len(bank.places)), min(max(LONGER * first, LONG), len(bank.places))
 
 
 def _top_k(values: Float[Array, "q n"] | Int[Array, " n"], k: int) -> tuple[Array, Array]:
     """`lax.top_k`, kept as such: fused with what surrounds it, XLA for CPU sorts all the values."""
     largest, places = lax.top_k(lax.optimization_barrier(values), k)
-    return lax.optimization_barrier((largest, places))
+    # One barrier each: XLA crashes on a barrier over both where several devices take part.
+    return lax.optimization_barrier(largest), lax.optimization_barrier(places)
+
+
+def _search_again(
+    queries: Float[Array, "q d"],
+    distances: Float[Array, "q k"],
+    certain: Bool[Array, " q"],
+    search_block: Callable[[Array], tuple[Array, Array]],
+) -> tuple[Float[Array, "q k"], Bool[Array, " q"]]:
+    """Searches the uncertified queries once more, in another way."""
+    block = min(AGAIN_QUERIES, len(queries))
+
+    def unfinished(state: tuple[Array, Array, Array]) -> Array:
+        return state[2].any()
+
+    def some(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        distances, certain, waiting = state
+        # Certified queries may fill the block up; their answer is as good the second time.
+        chosen = _top_k(waiting.astype(jnp.int32), block)[1]
+        found, sure = search_block(queries[chosen])
+        keep = certain[chosen] & ~sure
+        found = jnp.where(keep[:, None], distances[chosen], found)
+        return (
+            distances.at[chosen].set(found),
+            certain.at[chosen].set(certain[chosen] | sure),
+            waiting.at[chosen].set(False),
+        )
+
+    return lax.while_loop(unfinished, some, (distances, certain, ~certain))[:2]
+
+
+class _Seen(NamedTuple):
+    """What a block of queries has seen of the bank: the sorted rows from ``low`` to ``high``.
+
+    Attributes:
+      low, high: between which rows.
+      bounds: the lowest bounds, ascending; infinite where there are fewer, (Q, kept).
+      rows: the rows of these bounds, (Q, kept) int32.
+      left_out: the lowest bound of all others, (Q,).
+    """
+
+    low: Int[Array, ""]
+    high: Int[Array, ""]
+    bounds: Float[Array, "q r"]
+    rows: Int[Array, "q r"]
+    left_out: Float[Array, " q"]
 
 
 def _search_block(
-    queries: Float[Array, "q d"], bank: Bank, k: int
-) -> tuple[Float[Array, " q"], Bool[Array, " q"]]:
-    """Distances of one block of queries, and which of them are certified."""
-    count, width = queries.shape
-    centred = (queries - bank.center[None, :]) * bank.inverse_scale
-    lows = _group_lows(centred, bank)
-    groups = lows.shape[1]
-    taken = min(groups, k + SPARE_GROUPS)
-    order, chosen = _top_k(-lows, min(groups, taken + 1))
-    distances = _settle(queries, chosen[:, :taken], bank)
-    kth = -_top_k(-distances, k)[0][:, -1]
-    if taken == groups:
-        return kth, jnp.ones(count, bool)
-    # The first group left out holds nothing nearer than this; the last term covers underflow.
-    squared = jnp.sum(centred * centred, axis=1) * (1.0 - rounding(width))
-    left_out = -order[:, taken] + squared - 8 * width * jnp.finfo(jnp.float32).tiny
-    reached = kth * bank.inverse_scale
-    certain = (reached * reached * (1.0 + rounding(width)) <= left_out) | (kth == 0.0)
-    return kth, certain
+    queries: Float[Array, "q d"], bank: Bank, k: int, kept: int
+) -> tuple[Float[Array, "q k"], Bool[Array, " q"]]:
+    """Distances of one block of queries to their k nearest rows, and which are certified."""
+    points = reduce(queries, bank.frame)
+    seen = _look_at_like_norms(points, bank, kept)
+
+    def settle(seen: _Seen) -> Float[Array, "q k"]:
+        return _settle(queries, lambda j: bank.vectors[seen.rows[:, j]], seen, bank, k)
+
+    found = settle(seen)
+    if _block_shape(bank)[1] < len(bank.places):
+        wider = _look_within(points, bank, seen, found[:, -1])
+        more = (wider.low < seen.low) | (wider.high > seen.high)
+        found = lax.cond(more, settle, lambda _: found, wider)
+        seen = wider
+    return found, _certain(points, bank, seen, found[:, -1])
 
 
-def _group_lows(centred: Float[Array, "q d"], bank: Bank) -> Float[Array, "q g"]:
-    """Lower bounds of ``‖b − q‖² − ‖q‖²`` for each query and group of the bank's rows."""
-    rows, width = bank.vectors.shape
-    steps = max(1, rows // (GROUP * BLOCK_GROUPS))
-    minus_two = -2.0 * centred
+def _look_at_like_norms(points: Float[Array, "q s"], bank: Bank, kept: int) -> _Seen:
+    """Looks at one block of rows, whose norms are nearest to those of the queries."""
+    count, total = len(points), len(bank.places)
+    span = _block_shape(bank)[1]
+    norms = jnp.linalg.norm(points, axis=1)
+    middle = jnp.searchsorted(bank.norms, jnp.stack([norms.min(), norms.max()])).sum() // 2
+    low = jnp.clip(middle - span // 2, 0, total - span).astype(jnp.int32)
+    nothing = _Seen(
+        low,
+        low,
+        jnp.full((count, kept), jnp.inf),
+        jnp.zeros((count, kept), jnp.int32),
+        jnp.full(count, jnp.inf),
+    )
+    return _look(points, bank, low, nothing)
 
-    def step(_: None, block: tuple[Array, Array]) -> tuple[None, Array]:
-        vectors, bounds = block
-        centred_rows = (vectors - bank.center[None, :]) * bank.inverse_scale
-        product = lax.dot_general(
-            minus_two,
-            centred_rows,
-            (((1,), (1,)), ((), ())),
-            precision=lax.Precision.HIGHEST,
-            preferred_element_type=jnp.float32,
+
+def _look_within(
+    points: Float[Array, "q s"], bank: Bank, seen: _Seen, reach: Float[Array, " q"]
+) -> _Seen:
+    """Looks at all rows whose norms allow a distance of at most ``reach`` from some query."""
+    slack = square_slack(bank.frame)
+    norms = jnp.linalg.norm(points, axis=1)
+    margin = reach * bank.frame.inverse_scale * (1.0 + slack) + underflow(points.shape[1]) ** 0.5
+    least = ((norms * (1.0 - slack) - margin) * (1.0 - 2 * slack)).min()
+    greatest = ((norms * (1.0 + slack) + margin) * (1.0 + 2 * slack)).max()
+    # A query that overflows needs all rows.
+    begin = jnp.searchsorted(bank.norms, jnp.where(jnp.isnan(least), -jnp.inf, least))
+    greatest = jnp.where(jnp.isnan(greatest), jnp.inf, greatest)
+    end = jnp.searchsorted(bank.norms, greatest, side="right")
+    total, span = len(bank.places), _block_shape(bank)[1]
+
+    def unfinished(seen: _Seen) -> Array:
+        return (begin < seen.low) | (seen.high < end)
+
+    def extend(seen: _Seen) -> _Seen:
+        left = begin < seen.low
+        start = jnp.where(
+            left, jnp.maximum(seen.low - span, 0), jnp.minimum(seen.high, total - span)
         )
-        lows = product + bounds[None, :]
-        return None, lows.reshape(len(centred), -1, GROUP).min(axis=-1)
+        return _look(points, bank, start, seen)
 
-    blocks = (bank.vectors.reshape(steps, -1, width), bank.bounds.reshape(steps, -1))
-    lows = lax.scan(step, None, blocks)[1]
-    # NaN (a query that overflows) sorts last: it must fail its certificate, not hide a group.
-    lows = jnp.where(jnp.isnan(lows), -jnp.inf, lows)
-    return lows.transpose(1, 0, 2).reshape(len(centred), -1)
+    return lax.while_loop(unfinished, extend, seen)
 
 
-def _direct(queries: Float[Array, "q d"], rows: Float[Array, "q r d"]) -> Float[Array, "q r"]:
-    """Distances by direct differences, scaled so that no square over- or underflows."""
-    differences = queries[:, None, :] - rows
-    largest = jnp.max(jnp.abs(differences), axis=-1)
-    scale = jnp.where(largest > 0, largest, 1.0)
-    scaled = differences / scale[:, :, None]
-    return scale * jnp.sqrt(jnp.sum(scaled * scaled, axis=-1))
+def _look(points: Float[Array, "q s"], bank: Bank, start: Int[Array, ""], seen: _Seen) -> _Seen:
+    """Lets a block of rows, from ``start`` on, compete for the places among the lowest bounds."""
+    count, kept = seen.rows.shape
+    span = _block_shape(bank)[1]
+    rows = start + jnp.arange(span, dtype=jnp.int32)
+    new = (rows < seen.low) | (rows >= seen.high)
+    bounds = _bounds(points, bank, start, span) + jnp.where(new, 0.0, jnp.inf)[None, :]
+    # Groups are strided, so that the minimum runs along whole vectors.
+    groups = span // GROUP
+    least = bounds.reshape(count, GROUP, groups).min(axis=1)
+    taken = min(kept, groups)
+    best, chosen = _top_k(-least, min(taken + 1, groups))
+    left_out = -best[:, taken] if taken < groups else jnp.full(count, jnp.inf)
+    members = jnp.arange(GROUP)[None, :, None] * groups + chosen[:, None, :taken]
+    members = members.reshape(count, -1)
+    bounds = jnp.concatenate([seen.bounds, jnp.take_along_axis(bounds, members, axis=1)], axis=1)
+    rows = jnp.concatenate([seen.rows, start + members.astype(jnp.int32)], axis=1)
+    best, chosen = _top_k(-bounds, kept + 1)
+    return _Seen(
+        jnp.minimum(seen.low, start),
+        jnp.maximum(seen.high, start + span),
+        -best[:, :kept],
+        jnp.take_along_axis(rows, chosen[:, :kept], axis=1),
+        jnp.minimum(jnp.minimum(seen.left_out, left_out), -best[:, kept]),
+    )
 
 
-def _settle(queries: Float[Array, "q d"], groups: Array, bank: Bank) -> Float[Array, "q r"]:
-    """Direct distances from each query to the rows of its own groups."""
+def _bounds(
+    points: Float[Array, "q s"], bank: Bank, start: Int[Array, ""], span: int
+) -> Float[Array, "q n"]:
+    """What `_lower` makes lower bounds of, for a block of rows; −∞ where there is none."""
+    own = len(bank.reduced) > 0
+    rows = lax.dynamic_slice_in_dim(bank.reduced if own else bank.vectors, start, span)
+    rows = rows.astype(jnp.float32) if own else reduce(rows, bank.frame)
+    product = lax.dot_general(
+        -2.0 * points,
+        rows,
+        (((1,), (1,)), ((), ())),
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+    bounds = product + lax.dynamic_slice_in_dim(bank.bounds, start, span)[None, :]
+    if len(bank.errors):
+        errors = lax.dynamic_slice_in_dim(bank.errors, start, span)
+        bounds = jnp.sqrt(jnp.maximum(bounds + _offset(points, bank), 0.0)) - errors[None, :]
+    # NaN (a query that overflows) sorts last: it must fail its certificate, not hide a row.
+    return jnp.where(jnp.isnan(bounds), -jnp.inf, bounds)
 
-    def one_group(group: Array) -> Float[Array, "q r"]:
-        rows = group[:, None] * GROUP + jnp.arange(GROUP)[None, :]
-        distances = _direct(queries, bank.vectors[rows])
-        return jnp.where(jnp.isfinite(bank.bounds[rows]), distances, jnp.inf)
 
-    settled = lax.map(one_group, groups.T)
-    return settled.transpose(1, 0, 2).reshape(len(queries), -1)
+def _offset(points: Float[Array, "q s"], bank: Bank) -> Float[Array, "q 1"]:
+    """What a bound of ``‖b − q‖² − ‖q‖²`` lacks to one of ``‖b − q‖²``."""
+    squares = jnp.sum(points * points, axis=1, keepdims=True)
+    return squares * (1.0 - square_slack(bank.frame)) - underflow(points.shape[1])
 
 
-def _resolve(
+def _certain(
+    points: Float[Array, "q s"], bank: Bank, seen: _Seen, found: Float[Array, " q"]
+) -> Bool[Array, " q"]:
+    """Whether no row left out can be nearer than what was found."""
+    offset = _offset(points, bank)[:, 0]
+    reached = found * bank.frame.inverse_scale * (1.0 + rounding(bank.width))
+    if len(bank.errors):
+        nearer = reached > seen.left_out
+    else:
+        nearer = reached * reached * (1.0 + rounding(0)) > seen.left_out + offset
+    # A query that overflows has no bounds at all; nothing is nearer than 0.
+    return (~nearer & jnp.isfinite(offset)) | (found == 0.0)
+
+
+def _settle(
     queries: Float[Array, "q d"],
-    distances: Float[Array, " q"],
-    certain: Bool[Array, " q"],
+    fetch: Callable[[Int[Array, ""]], Float[Array, "q d"]],
+    seen: _Seen,
     bank: Bank,
     k: int,
-) -> Float[Array, " q"]:
-    """Searches the uncertified queries again, by direct differences over the whole bank."""
-    block = min(DIRECT_BLOCK, len(queries))
+) -> Float[Array, "q k"]:
+    """Direct distances to the k nearest of the rows seen, ascending; ``fetch`` gives the j-th."""
+    scale = bank.frame.inverse_scale
 
-    def unfinished(state: tuple[Array, Array]) -> Array:
-        return ~state[1].all()
+    def nearest(distance: Callable[[Array, Array], Array]) -> Float[Array, "q k"]:
+        columns = jnp.arange(seen.rows.shape[1])
+        found = lax.map(lambda j: distance(queries, fetch(j)), columns).T
+        return _k_least(jnp.where(seen.bounds < jnp.inf, found, jnp.inf), k)
 
-    def finish_some(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        distances, certain = state
-        chosen = _top_k((~certain).astype(jnp.int32), block)[1]
-        exact = _brute_force(queries[chosen], bank, k)
-        # Certified queries may fill the block up; the direct answer is as good for them.
-        return distances.at[chosen].set(exact), certain.at[chosen].set(True)
-
-    return lax.while_loop(unfinished, finish_some, (distances, certain))[0]
+    squares = nearest(lambda a, b: _sum_of_squares((a - b) * scale))
+    # Squares that under- or overflow need each a scale of their own: duplicates, for one.
+    extreme = (squares[:, -1] < TOO_SMALL) | ~jnp.isfinite(squares[:, -1])
+    return lax.cond(extreme.any(), lambda: nearest(_direct), lambda: jnp.sqrt(squares) / scale)
 
 
-def _brute_force(queries: Float[Array, "q d"], bank: Bank, k: int) -> Float[Array, " q"]:
-    rows, width = bank.vectors.shape
+def _k_least(values: Float[Array, "q n"], k: int) -> Float[Array, "q k"]:
+    """The k least values of each row, ascending; infinite where there are fewer."""
+    short = max(0, k - values.shape[1])
+    return -_top_k(-jnp.pad(values, ((0, 0), (0, short)), constant_values=jnp.inf), k)[0]
+
+
+def _direct(queries: Float[Array, "q d"], rows: Float[Array, "q d"]) -> Float[Array, " q"]:
+    """Distances by direct differences, scaled so that no square over- or underflows."""
+    differences = queries - rows
+    _, exponent = jnp.frexp(jnp.max(jnp.abs(differences), axis=-1))
+    exponent = jnp.clip(exponent, -125, 125)
+    scaled = differences * jnp.ldexp(jnp.float32(1.0), -exponent)[:, None]
+    return jnp.sqrt(_sum_of_squares(scaled)) * jnp.ldexp(jnp.float32(1.0), exponent)
+
+
+def _sum_of_squares(vectors: Float[Array, "q d"]) -> Float[Array, " q"]:
+    """Sums added in one order whatever the shapes: a distance has the same bits in any search.
+
+    XLA's own reductions choose their order by the number of rows.
+    """
+    parts = [vectors[:, i : i + LANES] for i in range(0, vectors.shape[1], LANES)]
+    parts[-1] = jnp.pad(parts[-1], ((0, 0), (0, LANES - parts[-1].shape[1])))
+    sums = parts[0] * parts[0]
+    for part in parts[1:]:
+        sums = sums + part * part
+    while (half := sums.shape[1] // 2) > 0:
+        # Without barriers the whole tree would become one expression, slow to compile.
+        if half in BARRIERS:
+            sums = lax.optimization_barrier(sums)
+        sums = sums[:, :half] + sums[:, half:]
+    return sums[:, 0]
+
+
+def _search_directly(
+    queries: Float[Array, "q d"], bank: Bank, k: int
+) -> tuple[Float[Array, "q k"], Bool[Array, " q"]]:
+    nothing = jnp.full((len(queries), k), jnp.inf)
+    found = _directly(queries, bank.vectors, bank.places >= 0, nothing)
+    return found, jnp.ones(len(queries), bool)
+
+
+def _directly(
+    queries: Float[Array, "q d"],
+    rows: Float[Array, "n d"],
+    held: Bool[Array, " n"],
+    best: Float[Array, "q k"],
+) -> Float[Array, "q k"]:
+    """The k least of the distances in ``best`` and to the rows held, by direct differences."""
+    padding = (0, -len(rows) % DIRECT_ROWS)
+    blocks = jnp.pad(rows, (padding, (0, 0))).reshape(-1, DIRECT_ROWS, rows.shape[1])
 
     def step(best: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
-        vectors, bounds = block
-        distances = _direct(queries, jnp.broadcast_to(vectors, (len(queries), *vectors.shape)))
-        distances = jnp.where(jnp.isfinite(bounds)[None, :], distances, jnp.inf)
-        return -_top_k(-jnp.concatenate([best, distances], axis=1), k)[0], None
+        distances = lax.map(
+            lambda row: _direct(queries, jnp.broadcast_to(row, queries.shape)), block[0]
+        ).T
+        distances = jnp.where(block[1][None, :], distances, jnp.inf)
+        return _k_least(jnp.concatenate([best, distances], axis=1), best.shape[1]), None
 
-    start = jnp.full((len(queries), k), jnp.inf, jnp.float32)
-    blocks = (bank.vectors.reshape(-1, GROUP, width), bank.bounds.reshape(-1, GROUP))
-    return lax.scan(step, start, blocks)[0][:, -1]
+    return lax.scan(step, best, (blocks, jnp.pad(held, padding).reshape(-1, DIRECT_ROWS)))[0]
+
+
+def _search_with_host(
+    queries: Float[Array, "q d"], bank: Bank, host: HostRows, k: int
+) -> Float[Array, " q"]:
+    """As `_k_nearest`, with lists made on the device and the rows on them fetched from the host."""
+    # Compiled code would keep the host's rows alive as long as itself.
+    device = replace(bank, host=None)
+    places = np.asarray(bank.places)
+    points = np.asarray(queries)
+    order = np.argsort(np.asarray(_norms(queries, device.frame)))
+    distances, waiting = np.zeros(len(points), np.float32), order
+
+    def settle(own: Float[Array, "q d"], seen: _Seen) -> Float[Array, "q k"]:
+        rows = host.take(np.maximum(places[np.asarray(seen.rows)], 0))
+        return _settle_given(own, jnp.asarray(rows), seen, device, k)
+
+    for kept in _list_lengths(device, k):
+        block = max(1, min(_block_shape(device)[0], HOST_BLOCK // (4 * bank.width * kept)))
+        left = []
+        for start in range(0, len(waiting), block):
+            chosen = np.resize(waiting[start : start + block], block)
+            own = jnp.asarray(points[chosen])
+            seen = _first_look(own, device, kept)
+            reach = settle(own, seen)[:, -1]
+            seen = _second_look(own, device, seen, reach)
+            found = settle(own, seen)[:, -1]
+            distances[chosen] = np.asarray(found)
+            certain = np.asarray(_certified(own, device, seen, found))
+            left.append(np.unique(chosen[~certain]))
+        waiting = np.concatenate(left) if left else waiting
+    step = max(1, HOST_BLOCK // (4 * bank.width))
+    for start in range(0, len(waiting), AGAIN_QUERIES):
+        chosen = np.resize(waiting[start : start + AGAIN_QUERIES], AGAIN_QUERIES)
+        best = jnp.full((AGAIN_QUERIES, k), jnp.inf)
+        for piece in host.pieces:
+            for first in range(0, len(piece), step):
+                rows = jnp.asarray(piece[first : first + step])
+                best = _directly_given(jnp.asarray(points[chosen]), rows, best)
+        distances[chosen] = np.asarray(best)[:, -1]
+    return jnp.asarray(distances)
+
+
+@jax.jit
+def _norms(queries: Float[Array, "q d"], frame: Frame) -> Float[Array, " q"]:
+    return jnp.linalg.norm(reduce(queries, frame), axis=1)
+
+
+@partial(jax.jit, static_argnames="kept")
+def _first_look(queries: Float[Array, "q d"], bank: Bank, kept: int) -> _Seen:
+    return _look_at_like_norms(reduce(queries, bank.frame), bank, kept)
+
+
+@jax.jit
+def _second_look(
+    queries: Float[Array, "q d"], bank: Bank, seen: _Seen, reach: Float[Array, " q"]
+) -> _Seen:
+    return _look_within(reduce(queries, bank.frame), bank, seen, reach)
+
+
+@jax.jit
+def _certified(
+    queries: Float[Array, "q d"], bank: Bank, seen: _Seen, found: Float[Array, " q"]
+) -> Bool[Array, " q"]:
+    return _certain(reduce(queries, bank.frame), bank, seen, found)
+
+
+@partial(jax.jit, static_argnames="k")
+def _settle_given(
+    queries: Float[Array, "q d"], rows: Float[Array, "q r d"], seen: _Seen, bank: Bank, k: int
+) -> Float[Array, "q k"]:
+    return _settle(queries, lambda j: rows[:, j], seen, bank, k)
+
+
+@jax.jit
+def _directly_given(
+    queries: Float[Array, "q d"], rows: Float[Array, "n d"], best: Float[Array, "q k"]
+) -> Float[Array, "q k"]:
+    return _directly(queries, rows, jnp.ones(len(rows), bool), best)

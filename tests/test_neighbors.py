@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 import grood_jax as gj
 from grood_jax import neighbors
-from grood_jax.neighbors import BLOCK_GROUPS, GROUP
 
-BLOCK = GROUP * BLOCK_GROUPS
+BLOCK = 4096
 
 
 def brute_force(queries, bank, k):
@@ -94,7 +93,7 @@ def test_every_query_equals_brute_force(kind, k):
 @pytest.mark.parametrize("kind", [gaussian, tiny, far_from_the_origin])
 def test_data_of_any_scale_and_offset_need_no_second_search(kind):
     queries, bank = made(kind)
-    certain = neighbors._search_block(jnp.asarray(queries), gj.build_bank(bank), 1)[1]
+    certain = neighbors._search_block(jnp.asarray(queries), gj.build_bank(bank), 1, 12)[1]
     assert certain.all()
 
 
@@ -211,9 +210,9 @@ def test_searching_again_with_the_same_shapes_compiles_nothing(monkeypatch):
     traces = []
     original = neighbors._search_block
 
-    def counted(queries, bank, k):
+    def counted(queries, **options):
         traces.append(queries.shape)
-        return original(queries, bank, k)
+        return original(queries, **options)
 
     monkeypatch.setattr(neighbors, "_search_block", counted)
     queries, bank = made(gaussian, 101, 9, 5)

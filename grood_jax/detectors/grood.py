@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from grood_jax import checks
+from grood_jax.bank import Bank
+from grood_jax.bank_building import build_bank
 from grood_jax.detectors.base import (
     Detector,
     MixedTraining,
@@ -19,7 +21,7 @@ from grood_jax.detectors.base import (
     Validation,
 )
 from grood_jax.gradients import distances_to, gradients
-from grood_jax.neighbors import Bank, build_bank, search
+from grood_jax.neighbors import search
 from grood_jax.outputs import Mix, Outputs
 from grood_jax.prototypes import class_prototypes, require_classes
 

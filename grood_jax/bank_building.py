@@ -1,0 +1,352 @@
+"""Builds banks: at once, in pieces, from other banks, and divided over devices."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Array, BFloat16, Float
+
+from grood_jax import checks
+from grood_jax.bank import (
+    GROUP,
+    LARGEST,
+    Bank,
+    Frame,
+    HostRows,
+    reduce,
+    rounding,
+    square_slack,
+    underflow,
+)
+
+MEMORY, MEMORY_ACCELERATOR = 2 * 2**20, 256 * 2**20
+"""Bytes of one block of bounds if nothing else is asked for: what a CPU's cache holds, and more."""
+
+LEAST_MEMORY = 2**16
+"""Smaller blocks than this are refused."""
+
+HOST_BLOCK = 2**27
+"""Bytes of rows on the host that are read at once while a bank is built."""
+
+AXES = (8, 16, 32, 64, 128)
+"""How many principal axes may be kept."""
+
+PROBES, POOL = 128, 16_384
+"""Rows of a bank, and how many others, with which the number of axes is chosen."""
+
+FEW, MANY = 6, 48
+"""Axes are enough when, for 9 of 10 probes, bounds leave FEW rows, or, with the most axes, MANY."""
+
+DType = Literal["float32", "bfloat16"]
+
+
+def build_bank(
+    vectors: npt.ArrayLike, *, dtype: DType = "float32", memory: int | None = None
+) -> Bank:
+    """Makes a bank of the rows of ``vectors`` (N, D).
+
+    Args:
+      vectors: the rows. For a bfloat16 bank they may be mapped from a file (``numpy.load`` with
+        ``mmap_mode="r"``), and float32 NumPy rows are not copied: leave them as they are.
+      dtype: ``"float32"``: the rows lie on the device. ``"bfloat16"``: the device holds what
+        bounds are computed from, at most half as much; the winners are settled against the
+        float32 rows, which stay on the host. Such a bank cannot be searched in compiled code.
+      memory: bytes that one block of bounds may take in a search; 2 MiB on CPU and 256 MiB
+        elsewhere unless given.
+
+    Raises:
+      TypeError: not real numbers, or ``memory`` not an integer.
+      ValueError: wrong rank, no rows, NaN, infinite values or values beyond 1e37, an unknown
+        dtype, or less memory than 64 KiB.
+    """
+    return build_bank_in_pieces([vectors], dtype=dtype, memory=memory)
+
+
+def build_bank_in_pieces(
+    pieces: Iterable[npt.ArrayLike], *, dtype: DType = "float32", memory: int | None = None
+) -> Bank:
+    """Makes a bank of the rows of several arrays (N_i, D), in order; see `build_bank`.
+
+    Raises:
+      TypeError: as `build_bank`.
+      ValueError: as `build_bank`; widths that differ, or no piece at all.
+    """
+    checks.choice("dtype", dtype, ("float32", "bfloat16"))
+    memory = checks.at_least("memory", default_memory() if memory is None else memory, LEAST_MEMORY)
+    if dtype == "float32":
+        rows = [checked(piece) for piece in pieces]
+        _require_one_width([part.shape for part in rows])
+        return _build(rows[0] if len(rows) == 1 else jnp.concatenate(rows), memory)
+    held = [_checked_on_host(piece) for piece in pieces]
+    _require_one_width([part.shape for part in held])
+    return _build_on_host(HostRows(tuple(held)), memory)
+
+
+def bank_rows(bank: Bank) -> Float[np.ndarray, "n d"]:
+    """The rows of a bank as they were given, (N, D) float32, on the host."""
+    if bank.host is not None:
+        return np.concatenate(bank.host.pieces)
+    places = np.asarray(bank.places)
+    rows = np.empty((bank.size, bank.width), np.float32)
+    rows[places[places >= 0]] = np.asarray(bank.vectors)[places >= 0]
+    return rows
+
+
+def merge_banks(*banks: Bank) -> Bank:
+    """A bank of the rows of all banks, in order; the banks themselves stay as they are.
+
+    Raises:
+      ValueError: no bank at all, widths that differ, or banks of float32 and of bfloat16.
+    """
+    dtypes = sorted({_dtype(bank) for bank in banks})
+    if len(dtypes) != 1:
+        raise ValueError(f"banks has dtypes {dtypes}; expected banks of one dtype")
+    pieces = [piece for bank in banks for piece in _pieces(bank)]
+    return build_bank_in_pieces(pieces, dtype=dtypes[0], memory=banks[0].memory)
+
+
+def grow_bank(bank: Bank, vectors: npt.ArrayLike) -> Bank:
+    """A bank of the rows of ``bank`` and then those of ``vectors`` (M, D); see `build_bank`.
+
+    Raises:
+      TypeError: as `build_bank`.
+      ValueError: as `build_bank`, or widths that differ.
+    """
+    pieces = [*_pieces(bank), vectors]
+    return build_bank_in_pieces(pieces, dtype=_dtype(bank), memory=bank.memory)
+
+
+def thin_bank(bank: Bank, sampling_ratio: float, key: Array) -> Bank:
+    """A bank of a share of the rows, at least one, drawn at random without replacement.
+
+    Args:
+      bank: N rows.
+      sampling_ratio: the share, in (0, 1].
+      key: randomness; the same key draws the same rows.
+
+    Raises:
+      TypeError: ``sampling_ratio`` is no number.
+      ValueError: it lies outside (0, 1].
+    """
+    checks.fraction("sampling_ratio", sampling_ratio, zero=False)
+    kept = max(1, round(sampling_ratio * bank.size))
+    chosen = np.sort(np.asarray(jax.random.permutation(key, bank.size))[:kept])
+    rows = bank_rows(bank)[chosen] if bank.host is None else bank.host.take(chosen)
+    return build_bank(rows, dtype=_dtype(bank), memory=bank.memory)
+
+
+def default_memory() -> int:
+    """Bytes of one block of bounds if nothing else is asked for."""
+    return MEMORY if jax.default_backend() == "cpu" else MEMORY_ACCELERATOR
+
+
+def _dtype(bank: Bank) -> DType:
+    return "float32" if bank.host is None else "bfloat16"
+
+
+def _pieces(bank: Bank) -> Sequence[Float[np.ndarray, "_ d"]]:
+    return (bank_rows(bank),) if bank.host is None else bank.host.pieces
+
+
+def checked(vectors: npt.ArrayLike) -> Float[Array, "n d"]:
+    """The rows of a bank, float32, after all checks."""
+    rows = checks.shaped("bank", vectors, ("N", "D"))
+    if 0 in rows.shape:
+        raise ValueError(f"bank has shape {rows.shape}; expected at least one row and one column")
+    return checks.finite("bank", rows, LARGEST)
+
+
+def _checked_on_host(vectors: npt.ArrayLike) -> Float[np.ndarray, "n d"]:
+    if isinstance(vectors, jax.core.Tracer):
+        raise ValueError("a bfloat16 bank keeps rows on the host; build it outside compiled code")
+    rows = np.asarray(vectors)
+    checked(rows[:1])
+    for block in _blocks(rows):
+        checked(block)
+    return rows if rows.dtype == np.float32 else rows.astype(np.float32)
+
+
+def _blocks(rows: npt.NDArray) -> Iterator[npt.NDArray]:
+    step = max(1, HOST_BLOCK // (4 * rows.shape[1]))
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step]
+
+
+def _require_one_width(shapes: Sequence[tuple[int, ...]]) -> None:
+    if not shapes:
+        raise ValueError("pieces is empty; expected at least one array (N, D)")
+    for number, shape in enumerate(shapes):
+        if shape[1] != shapes[0][1]:
+            raise ValueError(f"piece {number} has shape {shape}; expected (N, {shapes[0][1]})")
+
+
+def _build(rows: Float[Array, "n d"], memory: int) -> Bank:
+    if isinstance(rows, jax.core.Tracer):
+        return assemble(rows, jnp.zeros((rows.shape[1], 0)), memory)
+    return assemble(rows, jnp.asarray(choose_axes(rows)), memory)
+
+
+def choose_axes(rows: Float[Array | np.ndarray, "n d"]) -> Float[np.ndarray, "d r"]:
+    """The principal axes worth keeping for these rows."""
+    center, inverse_scale = _center_and_scale(rows)
+    sample = rows[:: -(-len(rows) // POOL)]
+    return principal_axes((np.asarray(sample) - np.asarray(center)) * np.asarray(inverse_scale))
+
+
+@jax.jit
+def _center_and_scale(rows: Float[Array, "n d"]) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+    # Halved before the sum: rows near float32's largest value must not overflow the mean.
+    mean = jnp.mean(rows * 0.5, axis=0) * 2.0
+    mean = jnp.where(jnp.isfinite(mean), mean, 0.0)
+    unit = jnp.maximum(jnp.max(jnp.abs(rows)), jnp.finfo(jnp.float32).tiny)
+    spread = jnp.mean(((rows - mean[None, :]) / unit) ** 2)
+    # Where norms run over decades about the origin, it is the origin that keeps their digits.
+    far = spread < 0.25 * jnp.mean((rows / unit) ** 2)
+    center = jnp.where(far, mean, 0.0)
+    return center, _inverse_scale(jnp.max(jnp.abs(rows - center[None, :])))
+
+
+def _inverse_scale(largest: Float[Array, ""]) -> Float[Array, ""]:
+    _, exponent = jnp.frexp(jnp.where(largest > 0, largest, 1.0))
+    return jnp.ldexp(jnp.float32(1.0), jnp.clip(-exponent, -125, 125))
+
+
+@partial(jax.jit, static_argnames=("memory", "total"))
+def assemble(
+    rows: Float[Array, "n d"], axes: Float[Array, "d r"], memory: int, total: int | None = None
+) -> Bank:
+    """A float32 bank with the given axes, padded to ``total`` rows or else to whole groups."""
+    count = len(rows)
+    center, inverse_scale = _center_and_scale(rows)
+    frame = Frame(center, inverse_scale, axes)
+    reduced = reduce(rows, frame)
+    squares = jnp.sum(reduced * reduced, axis=1)
+    order = jnp.argsort(squares)
+    padding = (0, -count % GROUP if total is None else total - count)
+    squares = jnp.pad(squares[order], padding, constant_values=jnp.inf)
+    return Bank(
+        vectors=jnp.pad(rows[order], (padding, (0, 0))),
+        places=jnp.pad(order.astype(jnp.int32), padding, constant_values=-1),
+        frame=frame,
+        reduced=jnp.pad(reduced[order], (padding, (0, 0))) if axes.shape[1] else jnp.zeros((0, 0)),
+        bounds=squares * (1.0 - square_slack(frame)),
+        errors=jnp.zeros(0),
+        norms=jnp.sqrt(squares),
+        size=count,
+        memory=memory,
+    )
+
+
+def _build_on_host(host: HostRows, memory: int) -> Bank:
+    """A bfloat16 bank: a pass over the rows for each quantity, a block of them at a time."""
+    size, width = sum(map(len, host.pieces)), host.pieces[0].shape[1]
+
+    def blocks() -> Iterator[Float[np.ndarray, "_ d"]]:
+        for piece in host.pieces:
+            yield from _blocks(piece)
+
+    total, squared, largest = np.zeros(width), 0.0, 0.0
+    for block in blocks():
+        total += block.sum(axis=0, dtype=np.float64)
+        squared += float(np.einsum("nd,nd->", block, block, dtype=np.float64))
+        largest = max(largest, float(np.abs(block).max()))
+    mean = total / size
+    far = squared / size - mean @ mean < 0.25 * squared / size
+    center = jnp.asarray(mean if far else np.zeros(width), jnp.float32)
+    inverse_scale = _inverse_scale(jnp.float32(largest) + jnp.max(jnp.abs(center)))
+    sample = host.take(np.arange(0, size, -(-size // POOL)))
+    axes = jnp.asarray(principal_axes((sample - np.asarray(center)) * np.asarray(inverse_scale)))
+    frame = Frame(center, inverse_scale, axes)
+    if axes.shape[1]:
+        coordinates = np.concatenate([np.asarray(_reduced(block, frame)) for block in blocks()])
+        squares = np.einsum("ns,ns->n", coordinates, coordinates)
+    else:
+        squares = np.concatenate([np.asarray(_squared_norms(block, frame)) for block in blocks()])
+    order = np.argsort(squares)
+    padding = (0, -size % GROUP)
+    squares = np.pad(squares[order], padding, constant_values=np.inf)
+    norms, errors = np.sqrt(squares), np.zeros(0, np.float32)
+    if axes.shape[1]:
+        reduced = np.pad(coordinates[order], (padding, (0, 0)))
+    else:
+        # Written where they belong at once: there is no room for a second copy.
+        reduced = np.zeros((len(squares), width), jnp.bfloat16)
+        errors = np.zeros(len(squares), np.float32)
+        rank = np.empty(size, np.int64)
+        rank[order] = np.arange(size)
+        start = 0
+        for block in blocks():
+            own = rank[start : start + len(block)]
+            rounded, squares[own], errors[own] = map(np.asarray, _rounded(block, frame))
+            reduced[own] = rounded
+            start += len(block)
+    return Bank(
+        vectors=jnp.zeros((0, width)),
+        places=jnp.asarray(np.pad(order, padding, constant_values=-1), jnp.int32),
+        frame=frame,
+        reduced=jnp.asarray(reduced),
+        bounds=jnp.asarray(squares * np.float32(1.0 - square_slack(frame))),
+        errors=jnp.asarray(errors),
+        norms=jnp.asarray(norms),
+        size=size,
+        memory=memory,
+        host=host,
+    )
+
+
+_reduced = jax.jit(reduce)
+
+
+@jax.jit
+def _squared_norms(rows: Float[Array, "n d"], frame: Frame) -> Float[Array, " n"]:
+    reduced = reduce(rows, frame)
+    return jnp.sum(reduced * reduced, axis=1)
+
+
+@jax.jit
+def _rounded(
+    rows: Float[Array, "n d"], frame: Frame
+) -> tuple[BFloat16[Array, "n d"], Float[Array, " n"], Float[Array, " n"]]:
+    """Rows in bfloat16, their squared norms, and how far they are from the rows given."""
+    width = rows.shape[1]
+    reduced = reduce(rows, frame)
+    rounded = reduced.astype(jnp.bfloat16)
+    moved = reduced - rounded.astype(jnp.float32)
+    errors = jnp.linalg.norm(moved, axis=1) * (1.0 + rounding(width)) + underflow(width) ** 0.5
+    return rounded, jnp.sum(rounded.astype(jnp.float32) ** 2, axis=1), errors
+
+
+def principal_axes(sample: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d r"]:
+    """As few of the leading principal axes as make good bounds; none where few do not."""
+    from sklearn.utils.extmath import randomized_svd
+
+    count, width = sample.shape
+    most = max((kept for kept in AXES if 3 * kept <= width and 4 * kept <= count), default=0)
+    if most == 0 or not sample.any():
+        return np.zeros((width, 0), np.float32)
+    vectors = randomized_svd(sample, most, n_iter=3, random_state=0)[2].T
+    probes = np.unique(np.linspace(0, count - 1, PROBES).astype(int))
+    own = np.arange(len(probes)), probes
+    true = _squares(sample[probes], sample)
+    true[own] = np.inf
+    nearest = true.min(axis=1, keepdims=True)
+    for kept in (kept for kept in AXES if kept <= most):
+        axes = np.ascontiguousarray(vectors[:, :kept])
+        on_axes = sample @ axes
+        rest = np.linalg.norm(sample - on_axes @ axes.T, axis=1, keepdims=True)
+        reduced = np.concatenate([on_axes, rest], axis=1)
+        bounds = _squares(reduced[probes], reduced)
+        bounds[own] = np.inf
+        left = np.quantile((bounds <= nearest).sum(axis=1), 0.9)
+        if left <= (MANY if kept == most else FEW):
+            return axes
+    return np.zeros((width, 0), np.float32)
+
+
+def _squares(a: Float[np.ndarray, "p d"], b: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "p n"]:
+    """Squared distances, roughly."""
+    return (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None, :] - 2 * a @ b.T
