@@ -64,9 +64,14 @@ class Loaded:
 
 
 def fingerprint(model: nnx.Module) -> str:
-    """A SHA-256 over names, shapes, dtypes and bytes of the model's arrays, in hexadecimal."""
+    """The `fingerprint_of` a model's arrays."""
+    return fingerprint_of(_arrays(model))
+
+
+def fingerprint_of(arrays: Any) -> str:
+    """A SHA-256 over names, shapes, dtypes and bytes of a pytree of arrays, in hexadecimal."""
     digest = hashlib.sha256()
-    for path, value in jax.tree_util.tree_leaves_with_path(_arrays(model)):
+    for path, value in jax.tree_util.tree_leaves_with_path(arrays):
         array = np.ascontiguousarray(value)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
@@ -155,7 +160,7 @@ def load_model(directory: Path, *, expected_model: str | None = None) -> Loaded:
             "--output-dir, or python -m grood_jax.models.import_torch --output"
         )
     with manager(directory) as checkpoints:
-        about = _restore(checkpoints, directory, step, "about")
+        about = restore(checkpoints, directory, step, "about")
         missing = {"spec", "record", "fingerprint", "arrays"} - set(about)
         if missing:
             raise UserError(
@@ -186,7 +191,7 @@ def load_model(directory: Path, *, expected_model: str | None = None) -> Loaded:
                 f"classes: {name} is {saved.get(name, 'absent')}; expected "
                 f"{needed.get(name, 'none')} ({len(differ)} arrays differ)"
             )
-        arrays = _restore(checkpoints, directory, step, "model", wanted)
+        arrays = restore(checkpoints, directory, step, "model", wanted)
     nnx.replace_by_pure_dict(state, arrays)
     model = nnx.merge(graph, state)
     found = fingerprint(model)
@@ -206,10 +211,15 @@ def load_optimizer(directory: Path, step: int, like: Any) -> Any:
     """
     with manager(directory) as checkpoints:
         abstract = jax.eval_shape(lambda: like)
-        return _restore(checkpoints, directory, step, "optimizer", abstract)
+        return restore(checkpoints, directory, step, "optimizer", abstract)
 
 
-def _restore(checkpoints: Any, directory: Path, step: int, item: str, like: Any = None) -> Any:
+def restore(checkpoints: Any, directory: Path, step: int, item: str, like: Any = None) -> Any:
+    """Reads one item of a checkpoint; JSON, or arrays ``like`` those given.
+
+    Raises:
+      UserError: it is not there, or damaged.
+    """
     import orbax.checkpoint as ocp
 
     wanted = ocp.args.JsonRestore() if like is None else ocp.args.StandardRestore(like)

@@ -61,7 +61,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "PIL": ("data",),
     "flax": ("backbone", "models", "checkpoints", "training", "command lines"),
     "optax": ("training",),
-    "orbax": ("checkpoints",),
+    "orbax": ("checkpoints", "bank files"),
     "requests": ("data.download",),
     "scipy": ("data.builtin",),
     "sklearn": ("metrics", "bank_building", "data.builtin"),
