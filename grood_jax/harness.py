@@ -142,7 +142,7 @@ def score(detector: Detector, state: Any, outputs: Outputs) -> Float[np.ndarray,
             f"outputs.mixed has no {detector.mix}; expected it (give `extract` the mixes and "
             "early_prototypes of the fitted detectors)"
         )
-    compiled = jax.jit(detector.score)
+    compiled = jax.jit(detector.score) if detector.compiled else detector.score
     count = len(outputs.logits)
     parts = []
     for start in range(0, count, SCORE_ROWS):

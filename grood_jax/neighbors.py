@@ -163,7 +163,7 @@ def _list_lengths(bank: Bank, k: int) -> tuple[int, int]:
     return min(first, len(bank.places)), min(max(LONGER * first, LONG), len(bank.places))
 
 
-def _top_k(values: Float[Array, "q n"] | Int[Array, " n"], k: int) -> tuple[Array, Array]:
+def _top_k(values: Float[Array, "q n"], k: int) -> tuple[Array, Array]:
     """`lax.top_k`, kept as such: fused with what surrounds it, XLA for CPU sorts all the values."""
     largest, places = lax.top_k(lax.optimization_barrier(values), k)
     # One barrier each: XLA crashes on a barrier over both where several devices take part.
@@ -178,24 +178,20 @@ def _search_again(
 ) -> tuple[Float[Array, "q k"], Bool[Array, " q"]]:
     """Searches the uncertified queries once more, in another way."""
     block = min(AGAIN_QUERIES, len(queries))
+    uncertain_first = jnp.argsort(certain)
 
-    def unfinished(state: tuple[Array, Array, Array]) -> Array:
-        return state[2].any()
-
-    def some(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        distances, certain, waiting = state
-        # Certified queries may fill the block up; their answer is as good the second time.
-        chosen = _top_k(waiting.astype(jnp.int32), block)[1]
+    def some(step: Int[Array, ""], state: tuple[Array, Array]) -> tuple[Array, Array]:
+        distances, certain = state
+        # Certain queries may fill the block up; their answer is as good the second time.
+        chosen = lax.dynamic_slice_in_dim(uncertain_first, step * block, block)
         found, sure = search_block(queries[chosen])
         keep = certain[chosen] & ~sure
         found = jnp.where(keep[:, None], distances[chosen], found)
-        return (
-            distances.at[chosen].set(found),
-            certain.at[chosen].set(certain[chosen] | sure),
-            waiting.at[chosen].set(False),
-        )
+        sure = sure | certain[chosen]
+        return distances.at[chosen].set(found), certain.at[chosen].set(sure)
 
-    return lax.while_loop(unfinished, some, (distances, certain, ~certain))[:2]
+    steps = -(-(~certain).sum() // block)
+    return lax.fori_loop(0, steps, some, (distances, certain))
 
 
 class _Seen(NamedTuple):

@@ -89,10 +89,14 @@ def shard_bank(
 def _owned(mesh: Mesh, bank_axis: str) -> list[int]:
     """This process's places along the bank's axis."""
     along = np.moveaxis(mesh.devices, mesh.axis_names.index(bank_axis), 0)
-    processes = np.array(
-        [[device.process_index for device in place.flat] for place in along.reshape(len(along), -1)]
-    )
-    return [int(i) for i in np.flatnonzero((processes == jax.process_index()).any(axis=1))]
+    owners = [{device.process_index for device in place.flat} for place in along[:, None]]
+    for place, processes in enumerate(owners):
+        if len(processes) > 1:
+            raise ValueError(
+                f"mesh has devices of the processes {sorted(processes)} at place {place} of "
+                f"{bank_axis!r}; expected those of one process"
+            )
+    return [place for place, own in enumerate(owners) if own == {jax.process_index()}]
 
 
 def _all_processes(numbers: Int[np.ndarray, " n"]) -> Int[np.ndarray, "p n"]:

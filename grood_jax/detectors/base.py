@@ -71,11 +71,13 @@ class Detector:
     Attributes:
       name: the name it is created by.
       fit: ``(Training, key) -> state``, a pytree.
-      score: ``(state, Outputs) -> (B,)`` float32, higher for more OOD; may be jitted.
+      score: ``(state, Outputs) -> (B,)`` float32, higher for more OOD; may be jitted if
+        ``compiled``.
       options: the options it was made with.
       ood: what stands for "not in distribution" at fitting, if it needs that.
       mix: mixed copies that it needs of each sample at scoring, and at fitting of `rows`.
       rows: ``(Training, key) -> row indices`` whose mixed copies it needs at fitting.
+      compiled: whether ``score`` may be jitted; not where it reads rows that lie on the host.
     """
 
     name: str
@@ -85,3 +87,4 @@ class Detector:
     ood: OODSource | None = None
     mix: Mix | None = None
     rows: Callable[[Training, Array], Int[Array, " r"]] | None = None
+    compiled: bool = True

@@ -69,7 +69,7 @@ def kth_nearest(queries, bank, k):
 
 
 def rows_of(state):
-    return np.asarray(state.bank.vectors)[: state.bank.size]
+    return gj.bank_rows(state.bank)
 
 
 def reference(data, test, ood, k=1):
@@ -186,6 +186,19 @@ def test_sampling_ratio_keeps_that_share_of_the_bank(key):
     other = rows_of(sampling.fit(data, jax.random.key(1)))
     assert not np.array_equal(kept, other)
     np.testing.assert_array_equal(kept, rows_of(sampling.fit(data, key)))
+
+
+def test_a_bank_on_the_host_gives_the_same_scores(key):
+    data = training()
+    detector = grood(ood_prototype="prototype-mean")
+    on_host = grood(ood_prototype="prototype-mean", bank_dtype="bfloat16")
+    assert detector.compiled and not on_host.compiled
+    state = on_host.fit(data, key)
+    assert state.bank.host is not None and state.bank.vectors.shape[0] == 0
+    np.testing.assert_array_equal(
+        harness.score(on_host, state, data.outputs),
+        harness.score(detector, detector.fit(data, key), data.outputs),
+    )
 
 
 def test_the_whole_bank_does_not_depend_on_the_key(key):

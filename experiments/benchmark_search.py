@@ -1,0 +1,283 @@
+"""Nearest-neighbour search against FAISS and scikit-learn, in one process, on the same threads.
+
+python experiments/benchmark_search.py compare growth imagenet
+
+compare: on random rows, and on the real gradient banks of experiments/gradient_banks.py (made
+first, if --data-dir and --checkpoint are given). Each method is warm, their runs alternate, and
+medians of --repeats are compared. growth: how time, index and memory grow with rows and columns.
+imagenet: a synthetic bank of 1,281,167 × 2,048, in bfloat16, its float32 rows in a file.
+
+FAISS is not a dependency: pip install faiss-cpu.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gradient_banks
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import grood_jax as gj
+from grood_jax import bank_building, command, progress, results
+
+PARTS = ("compare", "growth", "imagenet")
+ROWS, QUERIES, COLUMNS = 50_000, 4_096, 512
+CHECKED = 64
+"""Queries whose distances are compared with float64."""
+
+IMAGENET = (1_281_167, 2_048)
+WRITTEN = 50_000
+"""Rows of the synthetic bank that are made at once."""
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """What is measured, and on what.
+
+    Attributes:
+      parts: what to measure.
+      data_dir: prepared data sets, for the real gradient banks.
+      checkpoint: a ResNet-20 for CIFAR-10, for the real gradient banks.
+      bank_dir: where the real gradient banks are kept.
+      ks: which neighbours.
+      repeats: runs of each method.
+      output: the results file; each part replaces its own entry.
+    """
+
+    parts: tuple[Literal["compare", "growth", "imagenet"], ...] = ("compare",)
+    data_dir: Path | None = None
+    checkpoint: Path = Path("checkpoints/resnet20")
+    bank_dir: Path = Path("results/gradient_banks")
+    ks: tuple[int, ...] = (1, 10, 50)
+    repeats: int = 5
+    output: Path = Path("experiments/results/benchmark_search.json")
+
+
+def reference(queries: np.ndarray, bank: np.ndarray, k: int) -> np.ndarray:
+    """Float64 distances to the k-th nearest rows, by direct differences."""
+    wide = bank.astype(np.float64)
+    found = []
+    for query in queries.astype(np.float64):
+        squares = np.einsum("nd,nd->n", wide - query, wide - query)
+        found.append(np.sqrt(np.partition(squares, k - 1)[k - 1]))
+    return np.array(found)
+
+
+def methods(bank: np.ndarray, k: int) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Searches by name, each with its index ready."""
+    import faiss
+    from sklearn.neighbors import NearestNeighbors
+
+    faiss.omp_set_num_threads(os.cpu_count() or 1)
+    ready = gj.build_bank(bank)
+    no_axes = jnp.zeros((bank.shape[1], 0))
+    brute = bank_building.assemble(jnp.asarray(bank), no_axes, ready.memory)
+    flat = faiss.IndexFlatL2(bank.shape[1])
+    flat.add(bank)
+    nearest = NearestNeighbors(n_neighbors=k, algorithm="brute", n_jobs=-1).fit(bank)
+
+    def squares_of_faiss(queries: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.maximum(flat.search(queries, k)[0][:, -1], 0.0))
+
+    return {
+        "grood-jax": lambda queries: np.asarray(gj.nearest_distances(queries, ready, k)),
+        "grood-jax, by blocks of 1,024": lambda queries: np.concatenate(
+            [
+                np.asarray(gj.nearest_distances(queries[i : i + 1024], ready, k))
+                for i in range(0, len(queries), 1024)
+            ]
+        ),
+        "grood-jax, brute force": lambda queries: np.asarray(
+            gj.nearest_distances(queries, brute, k)
+        ),
+        "faiss": squares_of_faiss,
+        "scikit-learn": lambda queries: nearest.kneighbors(queries)[0][:, -1],
+    }
+
+
+def compare(config: BenchmarkConfig) -> dict[str, Any]:
+    """Every method on every bank, with each k."""
+    rng = np.random.default_rng(0)
+    banks = {
+        "Gaussian": (
+            rng.standard_normal((ROWS, COLUMNS), np.float32),
+            rng.standard_normal((QUERIES, COLUMNS), np.float32),
+        )
+    }
+    made = gradient_banks.BankConfig(config.data_dir, config.checkpoint, config.bank_dir)
+    if config.data_dir is not None:
+        gradient_banks.make_banks(made)
+    for width in gradient_banks.WIDTHS:
+        if gradient_banks.path(made, width).exists():
+            bank, queries = gradient_banks.load(made, width)
+            chosen = rng.permutation(len(queries))[:QUERIES]
+            banks[f"gradients of {width} columns"] = bank, queries[chosen]
+    if len(banks) == 1:
+        progress.tell(f"no gradient banks in {config.bank_dir}; give --data-dir and --checkpoint")
+    return {
+        f"{name}, k={k}": _compare_on(name, bank, queries, k, config.repeats)
+        for name, (bank, queries) in banks.items()
+        for k in config.ks
+    }
+
+
+def _compare_on(
+    name: str, bank: np.ndarray, queries: np.ndarray, k: int, repeats: int
+) -> dict[str, Any]:
+    searches = methods(bank, k)
+    expected = reference(queries[:CHECKED], bank, k)
+    seconds: dict[str, list[float]] = {method: [] for method in searches}
+    errors = {}
+    for method, search in searches.items():
+        found = search(queries)[:CHECKED]
+        errors[method] = float(np.max(np.abs(found - expected) / expected))
+    for _ in range(repeats):
+        for method, search in searches.items():
+            start = time.perf_counter()
+            search(queries)
+            seconds[method].append(time.perf_counter() - start)
+    medians = {method: float(np.median(taken)) for method, taken in seconds.items()}
+    ready = gj.build_bank(bank)
+    figures = {
+        "rows": len(bank),
+        "columns": bank.shape[1],
+        "axes": ready.axes,
+        "peak_memory_bytes": results.peak_memory_bytes(),
+        "methods": {
+            method: {
+                "microseconds_per_query": medians[method] / len(queries) * 1e6,
+                "spread": [min(taken) / medians[method], max(taken) / medians[method]],
+                "times_faiss": medians["faiss"] / medians[method],
+                "largest_relative_error": errors[method],
+            }
+            for method in searches
+        },
+    }
+    bound = f"{ready.axes} axes" if ready.axes else "no axes: the bound does not help"
+    print(f"\n{name}, {len(bank)} × {bank.shape[1]}, k={k}; {bound}")
+    for method, row in figures["methods"].items():
+        print(
+            f"  {method:30} {row['microseconds_per_query']:9.1f} µs a query  "
+            f"{row['times_faiss']:6.2f} × FAISS  error {row['largest_relative_error']:.1e}",
+            flush=True,
+        )
+    return figures
+
+
+def synthetic(rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows like gradients: ten directions and what is around them, norms over six decades."""
+    directions = np.random.default_rng(7).standard_normal((10, columns), np.float32)
+    around = np.random.default_rng(8).standard_normal((16, columns), np.float32)
+    unit = directions[rng.integers(0, 10, rows)]
+    unit = unit + 0.3 * rng.standard_normal((rows, 16), np.float32) @ around
+    unit = unit + 0.02 * rng.standard_normal((rows, columns), np.float32)
+    norms = 10.0 ** rng.uniform(-6, 0, (rows, 1))
+    return (unit / np.linalg.norm(unit, axis=1, keepdims=True) * norms).astype(np.float32)
+
+
+def growth(config: BenchmarkConfig) -> dict[str, Any]:
+    """Time, index and memory by rows and columns; rows of more than 4 GB lie on the host."""
+    found = {}
+    print("\n     rows  columns  dtype     axes  build s  µs a query  index bytes a row")
+    for columns in (64, 512, 2048):
+        for rows in (10_000, 100_000, 1_000_000):
+            rng = np.random.default_rng(0)
+            given, queries = synthetic(rows, columns, rng), synthetic(512, columns, rng)
+            dtype = "bfloat16" if given.nbytes > 4e9 else "float32"
+            row = _grown(given, queries, dtype, config.repeats)
+            found[f"{rows} x {columns}"] = row
+            print(
+                f"{rows:9} {columns:8}  {dtype:8} {row['axes']:5} {row['build_seconds']:8.1f} "
+                f"{row['microseconds_per_query']:11.1f} {row['index_bytes_per_row']:18.1f}",
+                flush=True,
+            )
+    return found
+
+
+def _grown(
+    given: np.ndarray, queries: np.ndarray, dtype: Literal["float32", "bfloat16"], repeats: int
+) -> dict[str, Any]:
+    start = time.perf_counter()
+    bank = jax.block_until_ready(gj.build_bank(given, dtype=dtype))
+    built = time.perf_counter() - start
+    gj.nearest_distances(queries, bank).block_until_ready()
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        distances = gj.nearest_distances(queries, bank).block_until_ready()
+        taken.append(time.perf_counter() - start)
+    expected = reference(queries[:4], given, 1)
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(bank))
+    return {
+        "dtype": dtype,
+        "axes": bank.axes,
+        "build_seconds": built,
+        "microseconds_per_query": float(np.median(taken)) / len(queries) * 1e6,
+        "index_bytes_per_row": (held - bank.vectors.nbytes) / len(given),
+        "device_bytes": held,
+        "largest_relative_error": float(np.max(np.abs(distances[:4] - expected) / expected)),
+        "peak_memory_bytes": results.peak_memory_bytes(),
+    }
+
+
+def imagenet(config: BenchmarkConfig) -> dict[str, Any]:
+    """A bank of ImageNet's size in bfloat16: rows like gradients, and rows without structure."""
+    makers = {
+        "like gradients": synthetic,
+        "Gaussian": lambda rows, columns, rng: rng.standard_normal((rows, columns), np.float32),
+    }
+    return {name: _imagenet(name, make, config.repeats) for name, make in makers.items()}
+
+
+def _imagenet(name: str, make: Callable[..., np.ndarray], repeats: int) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = np.lib.format.open_memmap(f"{folder}/rows.npy", "w+", np.float32, IMAGENET)
+        with progress.bar(IMAGENET[0], f"making rows, {name}", shown=True) as bar:
+            for start in range(0, IMAGENET[0], WRITTEN):
+                part = rows[start : start + WRITTEN]
+                part[:] = make(*part.shape, rng)
+                bar.update(len(part))
+        rows.flush()
+        del rows
+        mapped = np.load(f"{folder}/rows.npy", mmap_mode="r")
+        row = _grown(mapped, make(256, IMAGENET[1], rng), "bfloat16", min(repeats, 3))
+    print(
+        f"\nImageNet, {name}: {row['axes']} axes; built in {row['build_seconds']:.0f} s; "
+        f"{row['microseconds_per_query'] / 1e3:.2f} ms a query; "
+        f"{row['device_bytes'] / 2**30:.2f} GiB on the device; "
+        f"peak {row['peak_memory_bytes'] / 2**30:.2f} GiB",
+        flush=True,
+    )
+    return row
+
+
+def main() -> None:
+    default = BenchmarkConfig()
+    config = command.parse(default, "benchmark_search", __doc__ or "", None)
+
+    def work() -> None:
+        import json
+
+        before = json.loads(config.output.read_text()) if config.output.exists() else {}
+        about = {
+            "command": "python experiments/benchmark_search.py",
+            "versions": results.versions(),
+            "device": results.device(),
+        }
+        for part in config.parts:
+            found = {"compare": compare, "growth": growth, "imagenet": imagenet}[part](config)
+            before = before | about | {part: found}
+            results.write(before, config.output)
+
+    raise SystemExit(command.status(work))
+
+
+if __name__ == "__main__":
+    main()
