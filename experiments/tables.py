@@ -1,4 +1,4 @@
-"""Prints results files as Markdown tables, AUROC / FPR@95 by detector and data set.
+"""Prints results files as Markdown tables: of evaluations, and of the search benchmark.
 
 python experiments/tables.py experiments/results/digits.json …
 """
@@ -35,6 +35,32 @@ def markdown(results: dict[str, Any]) -> str:
     )
 
 
+def search_markdown(results: dict[str, Any]) -> str:
+    """Times a query and errors of each method, one row a bank and k."""
+    compared = results["compare"]
+    methods = list(next(iter(compared.values()))["methods"])
+    rows = []
+    for name, found in compared.items():
+        cells = [
+            f"{row['microseconds_per_query']:.0f} µs, {row['times_faiss']:.2f} ×"
+            for row in found["methods"].values()
+        ]
+        ours = found["methods"]["grood-jax"]["largest_relative_error"]
+        theirs = found["methods"]["faiss"]["largest_relative_error"]
+        bank = f"{name} ({found['rows']} × {found['columns']}, r = {found['axes']})"
+        rows.append([bank, *cells, f"{ours:.0e} / {theirs:.0e}"])
+    header = ["bank", *methods, "largest error, ours / FAISS"]
+    return "\n".join(
+        [
+            f"{results['device']}, jax {results['versions']['jax']}; `{results['command']}`",
+            "",
+            "| " + " | ".join(header) + " |",
+            "|" + " --- |" * len(header),
+            *("| " + " | ".join(row) + " |" for row in rows),
+        ]
+    )
+
+
 def _cell(figures: dict[str, float]) -> str:
     return f"{figures['auroc']:.4f} / {figures['fpr95']:.4f}"
 
@@ -43,7 +69,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="+", type=Path)
     for path in parser.parse_args().results:
-        print(markdown(json.loads(path.read_text())), end="\n\n")
+        results = json.loads(path.read_text())
+        made = search_markdown if "compare" in results else markdown
+        print(made(results), end="\n\n")
 
 
 if __name__ == "__main__":

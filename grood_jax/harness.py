@@ -88,6 +88,16 @@ def fit_detectors(
         )
     if noise is None and any(isinstance(source, Noise) for source in sources):
         raise UserError("ood_prototype 'noise' needs noise images; give `noise`")
+    head = None
+    needing_head = [name for name, detector in detectors.items() if detector.head]
+    if needing_head:
+        if backbone.head is None:
+            raise UserError(
+                f"{needing_head[0]} needs the class head, and the backbone has none; make it of a "
+                "model whose last layer is called `head`, or give `head` to "
+                "Backbone.from_functions"
+            )
+        head = backbone.head(backbone.arrays)
     needs_early = any(d.mix is not None for d in detectors.values()) or any(
         isinstance(source, MixedTraining) for source in sources
     )
@@ -114,7 +124,11 @@ def fit_detectors(
             rows = np.asarray(detector.rows(Training(seen.outputs, seen.labels), own_key))
             mixed = seen.mixed_copies(rows, detector.mix)
         training = Training(
-            seen.outputs, seen.labels, None if detector.ood is None else ood[detector.ood], mixed
+            seen.outputs,
+            seen.labels,
+            None if detector.ood is None else ood[detector.ood],
+            mixed,
+            head if detector.head else None,
         )
         start = time.perf_counter()
         state = jax.block_until_ready(detector.fit(training, own_key))

@@ -34,8 +34,10 @@ def test_its_tables_come_from_the_results_files(path):
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
     results = json.loads(path.read_text())
-    if "detectors" in results:
-        assert tables.markdown(results) in README
+    made = {"detectors": tables.markdown, "compare": tables.search_markdown}
+    for entry, table in made.items():
+        if entry in results:
+            assert table(results) in README
 
 
 def test_its_first_output_is_that_of_the_committed_run():

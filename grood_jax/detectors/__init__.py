@@ -13,6 +13,7 @@ from grood_jax.detectors.base import (
     OODSource,
     Training,
     Validation,
+    require_head,
 )
 from grood_jax.detectors.grood import GroodState, grood
 from grood_jax.detectors.msp import msp
@@ -32,6 +33,7 @@ __all__ = [
     "msp",
     "names",
     "options",
+    "require_head",
 ]
 
 

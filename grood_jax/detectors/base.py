@@ -56,12 +56,15 @@ class Training:
         them by `Detector.ood`.
       mixed: features of mixed copies of the R rows that `Detector.rows` names, (R, K, D), if the
         detector asks for them by `Detector.mix`.
+      head: the class head's weights (D, C) and bias (C,), if the detector asks for them by
+        `Detector.head`: ``logits = features @ weights + bias``.
     """
 
     outputs: Outputs
     labels: Int[Array, " n"]
     ood: Outputs | None = None
     mixed: Float[Array, "r k d"] | None = None
+    head: tuple[Float[Array, "d c"], Float[Array, " c"]] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Detector:
       ood: what stands for "not in distribution" at fitting, if it needs that.
       mix: mixed copies that it needs of each sample at scoring, and at fitting of `rows`.
       rows: ``(Training, key) -> row indices`` whose mixed copies it needs at fitting.
+      head: whether it needs the class head at fitting.
       compiled: whether ``score`` may be jitted; not where it reads rows that lie on the host.
     """
 
@@ -87,4 +91,26 @@ class Detector:
     ood: OODSource | None = None
     mix: Mix | None = None
     rows: Callable[[Training, Array], Int[Array, " r"]] | None = None
+    head: bool = False
     compiled: bool = True
+
+
+def require_head(name: str, training: Training) -> tuple[Float[Array, "d c"], Float[Array, " c"]]:
+    """The class head of the training outputs.
+
+    Raises:
+      ValueError: there is none, or its shapes do not fit the features and logits.
+    """
+    width, classes = training.outputs.features.shape[1], training.outputs.logits.shape[1]
+    if training.head is None:
+        raise ValueError(
+            f"training.head is None; {name} expects weights ({width}, {classes}) and bias "
+            f"({classes},)"
+        )
+    weights, bias = training.head
+    if weights.shape != (width, classes) or bias.shape != (classes,):
+        raise ValueError(
+            f"training.head has shapes {weights.shape} and {bias.shape}; {name} expects "
+            f"({width}, {classes}) and ({classes},)"
+        )
+    return weights, bias
