@@ -38,8 +38,11 @@ AXES = (8, 16, 32, 64, 128)
 PROBES, POOL = 128, 16_384
 """Rows of a bank, and how many others, with which the number of axes is chosen."""
 
-FEW, MANY = 6, 48
-"""Axes are enough when, for 9 of 10 probes, bounds leave FEW rows, or, with the most axes, MANY."""
+FEW = 6
+"""Axes are enough when, for 9 of 10 probes, their bounds leave this many rows of the others."""
+
+LEAST_GAIN = 8
+"""Columns for each axis, at least: with fewer, a product of all columns is as fast."""
 
 DType = Literal["float32", "bfloat16"]
 
@@ -325,7 +328,9 @@ def principal_axes(sample: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d r"]
     from sklearn.utils.extmath import randomized_svd
 
     count, width = sample.shape
-    most = max((kept for kept in AXES if 3 * kept <= width and 4 * kept <= count), default=0)
+    most = max(
+        (kept for kept in AXES if LEAST_GAIN * kept <= width and 4 * kept <= count), default=0
+    )
     if most == 0 or not sample.any():
         return np.zeros((width, 0), np.float32)
     vectors = randomized_svd(sample, most, n_iter=3, random_state=0)[2].T
@@ -341,8 +346,7 @@ def principal_axes(sample: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d r"]
         reduced = np.concatenate([on_axes, rest], axis=1)
         bounds = _squares(reduced[probes], reduced)
         bounds[own] = np.inf
-        left = np.quantile((bounds <= nearest).sum(axis=1), 0.9)
-        if left <= (MANY if kept == most else FEW):
+        if np.quantile((bounds <= nearest).sum(axis=1), 0.9) <= FEW:
             return axes
     return np.zeros((width, 0), np.float32)
 

@@ -36,20 +36,17 @@ from grood_jax.bank import (
 )
 from grood_jax.bank_building import HOST_BLOCK, build_bank
 
-SPAN_PER_QUERY = {True: 128, False: 8}
-"""Rows per query in a block of bounds, with principal axes and without: what was fastest."""
+LONG_LIST = 24
+"""Rows on a list from which on blocks of bounds have more rows and fewer queries."""
 
 SPARE = 10
-"""Rows settled at the first search, beyond two for each of the k."""
+"""Rows settled at the first search, beyond one or two for each of the k."""
 
 LONGER, LONG = 4, 64
 """How much longer the lists are at the second search, and how long at least."""
 
-AGAIN_QUERIES = 16
+AGAIN_QUERIES = 8
 """Uncertified queries that are searched again together."""
-
-DIRECT_ROWS = 16
-"""Rows in one step of the direct search over all rows."""
 
 LANES, BARRIERS = 64, (32, 4)
 """Partial sums that are added up column by column, and where their addition is interrupted."""
@@ -135,31 +132,43 @@ def _k_nearest(queries: Float[Array, "q d"], bank: Bank, k: int) -> Float[Array,
         return jnp.zeros((0, k), jnp.float32)
     # Queries of like norms together: they look at the same rows.
     order = jnp.argsort(jnp.linalg.norm(reduce(queries, bank.frame), axis=1))
-    block = min(_block_shape(bank)[0], count)
+    first, second = _list_lengths(bank, k)
+    block = min(_block_shape(bank, first)[0], count)
     points = queries[order]
     padded = jnp.pad(points, ((0, -count % block), (0, 0)), mode="edge")
     blocks = padded.reshape(-1, block, queries.shape[1])
-    first, second = _list_lengths(bank, k)
     distances, certain = lax.map(partial(_search_block, bank=bank, k=k, kept=first), blocks)
     distances, certain = distances.reshape(-1, k)[:count], certain.reshape(-1)[:count]
-    longer = partial(_search_block, bank=bank, k=k, kept=second)
-    distances, certain = _search_again(points, distances, certain, longer)
-    distances, _ = _search_again(
-        points, distances, certain, partial(_search_directly, bank=bank, k=k)
-    )
+
+    def longer(bank: Bank) -> Callable[[Array, Array], tuple[Array, Array]]:
+        return lambda queries, _: _search_block(queries, bank, k, second)
+
+    distances, certain = _search_again(points, distances, certain, longer(bank))
+    if bank.axes:
+        distances, certain = _search_again(points, distances, certain, longer(_without_axes(bank)))
+    distances, _ = _search_again(points, distances, certain, partial(_search_directly, bank=bank))
     return jnp.zeros((count, k), jnp.float32).at[order].set(distances)
 
 
-def _block_shape(bank: Bank) -> tuple[int, int]:
+def _without_axes(bank: Bank) -> Bank:
+    """The same rows, bounded by all their columns; what rounding may do is less then."""
+    no_axes = jnp.zeros((bank.width, 0))
+    return replace(bank, frame=replace(bank.frame, axes=no_axes), reduced=jnp.zeros((0, 0)))
+
+
+def _block_shape(bank: Bank, kept: int) -> tuple[int, int]:
     """Queries and rows in one block of bounds."""
-    elements, ratio = bank.memory // 4, SPAN_PER_QUERY[bank.axes > 0]
+    # Long lists cost as much a block as its bounds do: fewer and longer blocks.
+    ratio = 128 if bank.axes else 8 if kept < LONG_LIST else 32
+    elements = bank.memory // 4
     queries = 2 ** int(np.log2(elements / ratio) / 2)
     return queries, min(len(bank.places), elements // queries // GROUP * GROUP)
 
 
 def _list_lengths(bank: Bank, k: int) -> tuple[int, int]:
     """How many rows are settled at the first search, and at the second."""
-    first = 2 * k + SPARE
+    # Bounds by all columns are nearly the distances.
+    first = (2 if bank.axes else 1) * k + SPARE
     return min(first, len(bank.places)), min(max(LONGER * first, LONG), len(bank.places))
 
 
@@ -174,7 +183,7 @@ def _search_again(
     queries: Float[Array, "q d"],
     distances: Float[Array, "q k"],
     certain: Bool[Array, " q"],
-    search_block: Callable[[Array], tuple[Array, Array]],
+    search_block: Callable[[Array, Array], tuple[Array, Array]],
 ) -> tuple[Float[Array, "q k"], Bool[Array, " q"]]:
     """Searches the uncertified queries once more, in another way."""
     block = min(AGAIN_QUERIES, len(queries))
@@ -184,7 +193,7 @@ def _search_again(
         distances, certain = state
         # Certain queries may fill the block up; their answer is as good the second time.
         chosen = lax.dynamic_slice_in_dim(uncertain_first, step * block, block)
-        found, sure = search_block(queries[chosen])
+        found, sure = search_block(queries[chosen], distances[chosen])
         keep = certain[chosen] & ~sure
         found = jnp.where(keep[:, None], distances[chosen], found)
         sure = sure | certain[chosen]
@@ -222,7 +231,7 @@ def _search_block(
         return _settle(queries, lambda j: bank.vectors[seen.rows[:, j]], seen, bank, k)
 
     found = settle(seen)
-    if _block_shape(bank)[1] < len(bank.places):
+    if _block_shape(bank, kept)[1] < len(bank.places):
         wider = _look_within(points, bank, seen, found[:, -1])
         more = (wider.low < seen.low) | (wider.high > seen.high)
         found = lax.cond(more, settle, lambda _: found, wider)
@@ -233,7 +242,7 @@ def _search_block(
 def _look_at_like_norms(points: Float[Array, "q s"], bank: Bank, kept: int) -> _Seen:
     """Looks at one block of rows, whose norms are nearest to those of the queries."""
     count, total = len(points), len(bank.places)
-    span = _block_shape(bank)[1]
+    span = _block_shape(bank, kept)[1]
     norms = jnp.linalg.norm(points, axis=1)
     middle = jnp.searchsorted(bank.norms, jnp.stack([norms.min(), norms.max()])).sum() // 2
     low = jnp.clip(middle - span // 2, 0, total - span).astype(jnp.int32)
@@ -247,10 +256,10 @@ def _look_at_like_norms(points: Float[Array, "q s"], bank: Bank, kept: int) -> _
     return _look(points, bank, low, nothing)
 
 
-def _look_within(
-    points: Float[Array, "q s"], bank: Bank, seen: _Seen, reach: Float[Array, " q"]
-) -> _Seen:
-    """Looks at all rows whose norms allow a distance of at most ``reach`` from some query."""
+def _window(
+    points: Float[Array, "q s"], bank: Bank, reach: Float[Array, " q"]
+) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """Between which rows the norms allow a distance of at most ``reach`` from some query."""
     slack = square_slack(bank.frame)
     norms = jnp.linalg.norm(points, axis=1)
     margin = reach * bank.frame.inverse_scale * (1.0 + slack) + underflow(points.shape[1]) ** 0.5
@@ -259,8 +268,15 @@ def _look_within(
     # A query that overflows needs all rows.
     begin = jnp.searchsorted(bank.norms, jnp.where(jnp.isnan(least), -jnp.inf, least))
     greatest = jnp.where(jnp.isnan(greatest), jnp.inf, greatest)
-    end = jnp.searchsorted(bank.norms, greatest, side="right")
-    total, span = len(bank.places), _block_shape(bank)[1]
+    return begin, jnp.searchsorted(bank.norms, greatest, side="right")
+
+
+def _look_within(
+    points: Float[Array, "q s"], bank: Bank, seen: _Seen, reach: Float[Array, " q"]
+) -> _Seen:
+    """Looks at all rows whose norms allow a distance of at most ``reach`` from some query."""
+    begin, end = _window(points, bank, reach)
+    total, span = len(bank.places), _block_shape(bank, seen.rows.shape[1])[1]
 
     def unfinished(seen: _Seen) -> Array:
         return (begin < seen.low) | (seen.high < end)
@@ -278,7 +294,7 @@ def _look_within(
 def _look(points: Float[Array, "q s"], bank: Bank, start: Int[Array, ""], seen: _Seen) -> _Seen:
     """Lets a block of rows, from ``start`` on, compete for the places among the lowest bounds."""
     count, kept = seen.rows.shape
-    span = _block_shape(bank)[1]
+    span = _block_shape(bank, kept)[1]
     rows = start + jnp.arange(span, dtype=jnp.int32)
     new = (rows < seen.low) | (rows >= seen.high)
     bounds = _bounds(points, bank, start, span) + jnp.where(new, 0.0, jnp.inf)[None, :]
@@ -399,31 +415,32 @@ def _sum_of_squares(vectors: Float[Array, "q d"]) -> Float[Array, " q"]:
 
 
 def _search_directly(
-    queries: Float[Array, "q d"], bank: Bank, k: int
+    queries: Float[Array, "q d"], found: Float[Array, "q k"], bank: Bank
 ) -> tuple[Float[Array, "q k"], Bool[Array, " q"]]:
-    nothing = jnp.full((len(queries), k), jnp.inf)
-    found = _directly(queries, bank.vectors, bank.places >= 0, nothing)
-    return found, jnp.ones(len(queries), bool)
+    """Direct distances to all rows whose norms allow less than what was found."""
+    begin, end = _window(reduce(queries, bank.frame), bank, found[:, -1])
+
+    def step(block: Int[Array, ""], best: Array) -> Array:
+        start = block * GROUP
+        rows = lax.dynamic_slice_in_dim(bank.vectors, start, GROUP)
+        held = lax.dynamic_slice_in_dim(bank.places, start, GROUP) >= 0
+        return _nearer(queries, rows, held, best)
+
+    nothing = jnp.full(found.shape, jnp.inf)
+    nearest = lax.fori_loop(begin // GROUP, -(-end // GROUP), step, nothing)
+    return nearest, jnp.ones(len(queries), bool)
 
 
-def _directly(
+def _nearer(
     queries: Float[Array, "q d"],
     rows: Float[Array, "n d"],
     held: Bool[Array, " n"],
     best: Float[Array, "q k"],
 ) -> Float[Array, "q k"]:
     """The k least of the distances in ``best`` and to the rows held, by direct differences."""
-    padding = (0, -len(rows) % DIRECT_ROWS)
-    blocks = jnp.pad(rows, (padding, (0, 0))).reshape(-1, DIRECT_ROWS, rows.shape[1])
-
-    def step(best: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
-        distances = lax.map(
-            lambda row: _direct(queries, jnp.broadcast_to(row, queries.shape)), block[0]
-        ).T
-        distances = jnp.where(block[1][None, :], distances, jnp.inf)
-        return _k_least(jnp.concatenate([best, distances], axis=1), best.shape[1]), None
-
-    return lax.scan(step, best, (blocks, jnp.pad(held, padding).reshape(-1, DIRECT_ROWS)))[0]
+    distances = lax.map(lambda row: _direct(queries, jnp.broadcast_to(row, queries.shape)), rows).T
+    distances = jnp.where(held[None, :], distances, jnp.inf)
+    return _k_least(jnp.concatenate([best, distances], axis=1), best.shape[1])
 
 
 def _search_with_host(
@@ -442,7 +459,7 @@ def _search_with_host(
         return _settle_given(own, jnp.asarray(rows), seen, device, k)
 
     for kept in _list_lengths(device, k):
-        block = max(1, min(_block_shape(device)[0], HOST_BLOCK // (4 * bank.width * kept)))
+        block = max(1, min(_block_shape(device, kept)[0], HOST_BLOCK // (4 * bank.width * kept)))
         left = []
         for start in range(0, len(waiting), block):
             chosen = np.resize(waiting[start : start + block], block)
@@ -462,7 +479,7 @@ def _search_with_host(
         for piece in host.pieces:
             for first in range(0, len(piece), step):
                 rows = jnp.asarray(piece[first : first + step])
-                best = _directly_given(jnp.asarray(points[chosen]), rows, best)
+                best = _nearer_in(jnp.asarray(points[chosen]), rows, best)
         distances[chosen] = np.asarray(best)[:, -1]
     return jnp.asarray(distances)
 
@@ -499,7 +516,13 @@ def _settle_given(
 
 
 @jax.jit
-def _directly_given(
+def _nearer_in(
     queries: Float[Array, "q d"], rows: Float[Array, "n d"], best: Float[Array, "q k"]
 ) -> Float[Array, "q k"]:
-    return _directly(queries, rows, jnp.ones(len(rows), bool), best)
+    """`_nearer` for many rows."""
+    padding = (0, -len(rows) % GROUP)
+    blocks = jnp.pad(rows, (padding, (0, 0))).reshape(-1, GROUP, rows.shape[1])
+    held = jnp.pad(jnp.ones(len(rows), bool), padding).reshape(-1, GROUP)
+    return lax.scan(
+        lambda best, block: (_nearer(queries, *block, best), None), best, (blocks, held)
+    )[0]
