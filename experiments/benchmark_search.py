@@ -168,11 +168,15 @@ def synthetic(rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:
     """Rows like gradients: ten directions and what is around them, norms over six decades."""
     directions = np.random.default_rng(7).standard_normal((10, columns), np.float32)
     around = np.random.default_rng(8).standard_normal((16, columns), np.float32)
-    unit = directions[rng.integers(0, 10, rows)]
-    unit = unit + 0.3 * rng.standard_normal((rows, 16), np.float32) @ around
-    unit = unit + 0.02 * rng.standard_normal((rows, columns), np.float32)
-    norms = 10.0 ** rng.uniform(-6, 0, (rows, 1))
-    return (unit / np.linalg.norm(unit, axis=1, keepdims=True) * norms).astype(np.float32)
+    made = np.empty((rows, columns), np.float32)
+    for start in range(0, rows, WRITTEN):
+        part = made[start : start + WRITTEN]
+        part[:] = directions[rng.integers(0, 10, len(part))]
+        part += 0.3 * rng.standard_normal((len(part), 16), np.float32) @ around
+        part += 0.02 * rng.standard_normal(part.shape, np.float32)
+        norms = 10.0 ** rng.uniform(-6, 0, len(part))
+        part *= (norms / np.linalg.norm(part, axis=1)).astype(np.float32)[:, None]
+    return made
 
 
 def growth(config: BenchmarkConfig) -> dict[str, Any]:

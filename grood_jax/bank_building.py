@@ -1,6 +1,6 @@
 """Builds banks: at once, in pieces, from other banks, and divided over devices."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Literal
 
@@ -168,15 +168,18 @@ def _checked_on_host(vectors: npt.ArrayLike) -> Float[np.ndarray, "n d"]:
         raise ValueError("a bfloat16 bank keeps rows on the host; build it outside compiled code")
     rows = np.asarray(vectors)
     checked(rows[:1])
-    for block in _blocks(rows):
+    for block in _blocks(rows, _rows_at_once(rows.shape[1])):
         checked(block)
     return rows if rows.dtype == np.float32 else rows.astype(np.float32)
 
 
-def _blocks(rows: npt.NDArray) -> Iterator[npt.NDArray]:
-    step = max(1, HOST_BLOCK // (4 * rows.shape[1]))
+def _blocks(rows: npt.NDArray, step: int) -> Iterator[npt.NDArray]:
     for start in range(0, len(rows), step):
         yield rows[start : start + step]
+
+
+def _rows_at_once(width: int) -> int:
+    return max(1, HOST_BLOCK // (4 * width))
 
 
 def _require_one_width(shapes: Sequence[tuple[int, ...]]) -> None:
@@ -196,8 +199,8 @@ def _build(rows: Float[Array, "n d"], memory: int) -> Bank:
 def choose_axes(rows: Float[Array | np.ndarray, "n d"]) -> Float[np.ndarray, "d r"]:
     """The principal axes worth keeping for these rows."""
     center, inverse_scale = _center_and_scale(rows)
-    sample = rows[:: -(-len(rows) // POOL)]
-    return principal_axes((np.asarray(sample) - np.asarray(center)) * np.asarray(inverse_scale))
+    centred = (np.asarray(rows) - np.asarray(center)) * np.asarray(inverse_scale)
+    return principal_axes(lambda: _blocks(centred, POOL), len(centred))
 
 
 @jax.jit
@@ -250,7 +253,7 @@ def _build_on_host(host: HostRows, memory: int) -> Bank:
 
     def blocks() -> Iterator[Float[np.ndarray, "_ d"]]:
         for piece in host.pieces:
-            yield from _blocks(piece)
+            yield from _blocks(piece, _rows_at_once(width))
 
     total, squared, largest = np.zeros(width), 0.0, 0.0
     for block in blocks():
@@ -261,9 +264,9 @@ def _build_on_host(host: HostRows, memory: int) -> Bank:
     far = squared / size - mean @ mean < 0.25 * squared / size
     center = jnp.asarray(mean if far else np.zeros(width), jnp.float32)
     inverse_scale = _inverse_scale(jnp.float32(largest) + jnp.max(jnp.abs(center)))
-    sample = host.take(np.arange(0, size, -(-size // POOL)))
-    axes = jnp.asarray(principal_axes((sample - np.asarray(center)) * np.asarray(inverse_scale)))
-    frame = Frame(center, inverse_scale, axes)
+    origin, scale = np.asarray(center), np.asarray(inverse_scale)
+    axes = principal_axes(lambda: ((block - origin) * scale for block in blocks()), size)
+    frame = Frame(center, inverse_scale, jnp.asarray(axes))
     if axes.shape[1]:
         coordinates = np.concatenate([np.asarray(_reduced(block, frame)) for block in blocks()])
         squares = np.einsum("ns,ns->n", coordinates, coordinates)
@@ -323,32 +326,70 @@ def _rounded(
     return rounded, jnp.sum(rounded.astype(jnp.float32) ** 2, axis=1), errors
 
 
-def principal_axes(sample: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d r"]:
-    """As few of the leading principal axes as make good bounds; none where few do not."""
+def principal_axes(
+    rows: Callable[[], Iterator[Float[np.ndarray, "_ d"]]], size: int
+) -> Float[np.ndarray, "d r"]:
+    """As few of the leading principal axes as make good bounds; none where few do not.
+
+    Args:
+      rows: gives the centred, scaled rows in blocks, as often as asked.
+      size: how many there are.
+    """
     from sklearn.utils.extmath import randomized_svd
 
+    sample = _every(rows, -(-size // POOL))
     count, width = sample.shape
-    most = max(
-        (kept for kept in AXES if LEAST_GAIN * kept <= width and 4 * kept <= count), default=0
-    )
-    if most == 0 or not sample.any():
+    choices = [kept for kept in AXES if LEAST_GAIN * kept <= width and 4 * kept <= count]
+    if not choices or not sample.any():
         return np.zeros((width, 0), np.float32)
-    vectors = randomized_svd(sample, most, n_iter=3, random_state=0)[2].T
-    probes = np.unique(np.linspace(0, count - 1, PROBES).astype(int))
-    own = np.arange(len(probes)), probes
-    true = _squares(sample[probes], sample)
-    true[own] = np.inf
-    nearest = true.min(axis=1, keepdims=True)
-    for kept in (kept for kept in AXES if kept <= most):
-        axes = np.ascontiguousarray(vectors[:, :kept])
-        on_axes = sample @ axes
-        rest = np.linalg.norm(sample - on_axes @ axes.T, axis=1, keepdims=True)
-        reduced = np.concatenate([on_axes, rest], axis=1)
-        bounds = _squares(reduced[probes], reduced)
-        bounds[own] = np.inf
-        if np.quantile((bounds <= nearest).sum(axis=1), 0.9) <= FEW:
-            return axes
-    return np.zeros((width, 0), np.float32)
+    axes = np.ascontiguousarray(randomized_svd(sample, choices[-1], n_iter=3, random_state=0)[2].T)
+    stride = -(-size // PROBES)
+    probes = _every(rows, stride)
+    nearest = np.full(len(probes), np.inf)
+    for start, block in _numbered(rows):
+        nearest = np.minimum(nearest, _others(_squares(probes, block), start, stride).min(axis=1))
+    # How many rows the bounds leave to each probe, by the number of axes.
+    left = np.zeros((len(choices), len(probes)))
+    for start, block in _numbered(rows):
+        for place, kept in enumerate(choices):
+            bounds = _squares(
+                _coordinates(probes, axes[:, :kept]), _coordinates(block, axes[:, :kept])
+            )
+            left[place] += (_others(bounds, start, stride) <= nearest[:, None]).sum(axis=1)
+    enough = np.flatnonzero(np.quantile(left, 0.9, axis=1) <= FEW)
+    return axes[:, : choices[enough[0]] if len(enough) else 0]
+
+
+def _every(
+    rows: Callable[[], Iterator[Float[np.ndarray, "_ d"]]], stride: int
+) -> Float[np.ndarray, "_ d"]:
+    return np.concatenate([block[-start % stride :: stride] for start, block in _numbered(rows)])
+
+
+def _numbered(
+    rows: Callable[[], Iterator[Float[np.ndarray, "_ d"]]],
+) -> Iterator[tuple[int, Float[np.ndarray, "_ d"]]]:
+    """Blocks with the number of their first row."""
+    start = 0
+    for block in rows():
+        yield start, block
+        start += len(block)
+
+
+def _others(squares: Float[np.ndarray, "p n"], start: int, stride: int) -> Float[np.ndarray, "p n"]:
+    """The squares from ``start`` on, without each probe's own: the p-th is row ``p · stride``."""
+    own = np.arange(len(squares)) * stride - start
+    inside = (own >= 0) & (own < squares.shape[1])
+    squares[np.flatnonzero(inside), own[inside]] = np.inf
+    return squares
+
+
+def _coordinates(
+    rows: Float[np.ndarray, "n d"], axes: Float[np.ndarray, "d r"]
+) -> Float[np.ndarray, "n s"]:
+    on_axes = rows @ axes
+    rest = np.einsum("nd,nd->n", rows, rows) - np.einsum("nr,nr->n", on_axes, on_axes)
+    return np.concatenate([on_axes, np.sqrt(np.maximum(rest, 0.0))[:, None]], axis=1)
 
 
 def _squares(a: Float[np.ndarray, "p d"], b: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "p n"]:
