@@ -34,9 +34,9 @@ class Frame:
       axes: orthonormal columns, (D, r) float32; r = 0 where bounds use all coordinates.
     """
 
-    center: Float[Array, " d"]
-    inverse_scale: Float[Array, ""]
-    axes: Float[Array, "d r"]
+    center: Float[Array, "*p d"]
+    inverse_scale: Float[Array, "*p"]
+    axes: Float[Array, "*p d r"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +65,8 @@ class HostRows:
 class Bank:
     """Vectors made ready for searching; immutable, a pytree.
 
+    The shards of a `ShardedBank` have a leading axis more.
+
     Attributes:
       vectors: the rows, sorted by their norms in the frame, then padding, (M, D) float32; (0, D)
         where they lie on the host.
@@ -82,13 +84,13 @@ class Bank:
       host: the rows as given, where they lie on the host.
     """
 
-    vectors: Float[Array, "_ d"]
-    places: Int[Array, " m"]
+    vectors: Float[Array, "*p _ d"]
+    places: Int[Array, "*p m"]
     frame: Frame
-    reduced: Float[Array, "_ s"] | BFloat16[Array, "_ s"]
-    bounds: Float[Array, " m"]
-    errors: Float[Array, " e"]
-    norms: Float[Array, " m"]
+    reduced: Float[Array, "*p _ s"] | BFloat16[Array, "*p _ s"]
+    bounds: Float[Array, "*p m"]
+    errors: Float[Array, "*p e"]
+    norms: Float[Array, "*p m"]
     size: int = field(metadata={"static": True})
     memory: int = field(metadata={"static": True})
     host: HostRows | None = field(default=None, metadata={"static": True})
