@@ -79,7 +79,7 @@ def build_bank_in_pieces(
       ValueError: as `build_bank`; widths that differ, or no piece at all.
     """
     checks.choice("dtype", dtype, ("float32", "bfloat16"))
-    memory = checks.at_least("memory", default_memory() if memory is None else memory, LEAST_MEMORY)
+    memory = checked_memory(memory)
     if dtype == "float32":
         rows = [checked(piece) for piece in pieces]
         _require_one_width([part.shape for part in rows])
@@ -142,9 +142,11 @@ def thin_bank(bank: Bank, sampling_ratio: float, key: Array) -> Bank:
     return build_bank(rows, dtype=_dtype(bank), memory=bank.memory)
 
 
-def default_memory() -> int:
-    """Bytes of one block of bounds if nothing else is asked for."""
-    return MEMORY if jax.default_backend() == "cpu" else MEMORY_ACCELERATOR
+def checked_memory(memory: int | None) -> int:
+    """Bytes of one block of bounds: as asked for, or the default."""
+    if memory is None:
+        return MEMORY if jax.default_backend() == "cpu" else MEMORY_ACCELERATOR
+    return checks.at_least("memory", memory, LEAST_MEMORY)
 
 
 def _dtype(bank: Bank) -> DType:
@@ -363,7 +365,10 @@ def principal_axes(
 def _every(
     rows: Callable[[], Iterator[Float[np.ndarray, "_ d"]]], stride: int
 ) -> Float[np.ndarray, "_ d"]:
-    return np.concatenate([block[-start % stride :: stride] for start, block in _numbered(rows)])
+    # Copies: views would keep all blocks in memory.
+    return np.concatenate(
+        [block[-start % stride :: stride].copy() for start, block in _numbered(rows)]
+    )
 
 
 def _numbered(

@@ -377,7 +377,7 @@ def _settle(
 
     squares = nearest(lambda a, b: _sum_of_squares((a - b) * scale))
     # Squares that under- or overflow need each a scale of their own: duplicates, for one.
-    extreme = (squares[:, -1] < TOO_SMALL) | ~jnp.isfinite(squares[:, -1])
+    extreme = (squares < TOO_SMALL) | ~jnp.isfinite(squares)
     return lax.cond(extreme.any(), lambda: nearest(_direct), lambda: jnp.sqrt(squares) / scale)
 
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from grood_jax.bank import GROUP, ShardedBank
-from grood_jax.bank_building import assemble, checked, choose_axes, default_memory
+from grood_jax.bank_building import assemble, checked, checked_memory, choose_axes
 
 
 def shard_bank(
@@ -47,7 +47,7 @@ def shard_bank(
             f"bank_axis is {bank_axis!r} and query_axis {query_axis!r}; expected different axes "
             f"of the mesh, which has {', '.join(map(repr, mesh.axis_names))}"
         )
-    memory = default_memory() if memory is None else memory
+    memory = checked_memory(memory)
     rows = np.asarray(checked(vectors))
     owned = _owned(mesh, bank_axis)
     if len(rows) < len(owned):
