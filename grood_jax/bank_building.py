@@ -169,7 +169,8 @@ def _checked_on_host(vectors: npt.ArrayLike) -> Float[np.ndarray, "n d"]:
     if isinstance(vectors, jax.core.Tracer):
         raise ValueError("a bfloat16 bank keeps rows on the host; build it outside compiled code")
     rows = np.asarray(vectors)
-    checked(rows[:1])
+    if rows.ndim != 2 or 0 in rows.shape:
+        checked(rows)
     for block in _blocks(rows, _rows_at_once(rows.shape[1])):
         checked(block)
     return rows if rows.dtype == np.float32 else rows.astype(np.float32)

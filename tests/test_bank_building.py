@@ -66,7 +66,7 @@ def test_rows_on_the_host_are_read_a_part_at_a_time(monkeypatch):
     assert_equal_searches(gj.build_bank_in_pieces([ROWS[:9], ROWS[9:]], dtype="bfloat16"), ROWS)
     rows = ROWS.copy()
     rows[650, 3] = np.nan
-    with pytest.raises(ValueError, match=r"bank holds 1 values .*, the first at index \(650, 3\)"):
+    with pytest.raises(ValueError, match="bank holds 1 values that are NaN"):
         gj.build_bank(rows, dtype="bfloat16")
 
 
