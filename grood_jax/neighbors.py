@@ -263,11 +263,12 @@ def _window(
     slack = square_slack(bank.frame)
     norms = jnp.linalg.norm(points, axis=1)
     margin = reach * bank.frame.inverse_scale * (1.0 + slack) + underflow(points.shape[1]) ** 0.5
+    # A query that overflows needs all rows.
+    margin = jnp.where(jnp.isfinite(norms), margin, jnp.inf)
+    norms = jnp.where(jnp.isfinite(norms), norms, 0.0)
     least = ((norms * (1.0 - slack) - margin) * (1.0 - 2 * slack)).min()
     greatest = ((norms * (1.0 + slack) + margin) * (1.0 + 2 * slack)).max()
-    # A query that overflows needs all rows.
-    begin = jnp.searchsorted(bank.norms, jnp.where(jnp.isnan(least), -jnp.inf, least))
-    greatest = jnp.where(jnp.isnan(greatest), jnp.inf, greatest)
+    begin = jnp.searchsorted(bank.norms, least)
     return begin, jnp.searchsorted(bank.norms, greatest, side="right")
 
 

@@ -110,9 +110,8 @@ def in_blocks(bank, k, **options):
 
 
 def test_the_distance_is_euclidean_and_to_the_kth_nearest():
-    bank = [[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]]
-    for k, expected in ((1, 0.0), (3, np.hypot(6.0, 8.0))):
-        np.testing.assert_array_equal(gj.nearest_distances([[0.0, 0.0]], bank, k), [expected])
+    bank = [[6.0, 8.0], [0.0, 0.0], [3.0, 4.0]]
+    np.testing.assert_array_equal(gj.nearest_distances([[0.0, 0.0]], bank, 2), [5.0])
 
 
 @pytest.mark.parametrize("k", [1, 10, 50])
@@ -159,30 +158,31 @@ def test_data_of_any_scale_and_offset_need_no_second_search(kind):
     assert search(jnp.asarray(queries), gj.build_bank(bank), k=1, kept=12)[1].all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=30)
 @given(
     kind=st.sampled_from([*KINDS, near_a_plane]),
     seed=st.integers(0, 2**32 - 1),
     shift=st.sampled_from([0.0, 1.0, 1e5]),
-    scale=st.sampled_from([1e-30, 1.0, 1e20]),
+    scale=st.sampled_from([1e-8, 1.0, 1e20]),
     dtype=st.sampled_from(["float32", "bfloat16"]),
 )
 def test_bounds_never_exceed_the_distance(kind, seed, shift, scale, dtype):
     rng = np.random.default_rng(seed)
-    bank = (scale * (kind(rng, 700, 64) + shift)).astype(np.float32)
-    queries = (scale * (kind(rng, 40, 64) + shift * rng.integers(0, 2))).astype(np.float32)
+    bank = (scale * (kind(rng, 400, 64) + shift)).astype(np.float32)
+    queries = (scale * (kind(rng, 12, 64) + shift * rng.integers(0, 2))).astype(np.float32)
     queries[:2] = bank[0], bank[1] * (1 + 1e-6)
     ready = gj.build_bank(bank, dtype=dtype)
-    rows = np.asarray(ready.places)[:700]
-    points = reduce(jnp.asarray(queries), ready.frame)
-    bounds = np.asarray(_bounds(points, ready, 0, len(ready.places)), np.float64)[:, :700]
-    if len(ready.errors):
-        bounds = np.sign(bounds) * bounds**2
-    else:
-        bounds = bounds + np.asarray(neighbors._offset(points, ready), np.float64)
-    differences = queries.astype(np.float64)[:, None] - bank[rows].astype(np.float64)
-    differences *= float(ready.frame.inverse_scale)
-    assert (bounds <= (differences**2).sum(axis=2)).all()
+    differences = queries.astype(np.float64)[:, None] - bank.astype(np.float64)
+    squares = ((differences * float(ready.frame.inverse_scale)) ** 2).sum(axis=2)
+    places = np.asarray(ready.places)
+    for searched in [ready] if dtype == "bfloat16" else [ready, neighbors._without_axes(ready)]:
+        points = reduce(jnp.asarray(queries), searched.frame)
+        bounds = np.asarray(_bounds(points, searched, 0, 400), np.float64)
+        if len(searched.errors):
+            bounds = np.sign(bounds) * bounds**2
+        else:
+            bounds += np.asarray(neighbors._offset(points, searched), np.float64)
+        assert (bounds <= squares[:, places]).all()
 
 
 def test_queries_of_one_scale_in_a_bank_of_another():
@@ -248,18 +248,20 @@ def test_bits_bounded_by_few_axes_depend_neither_on_order_nor_on_blocks_nor_on_o
     order = np.random.default_rng(3).permutation(len(bank))
     found = gj.nearest_distances(queries, in_blocks(bank[order], 10), 10)
     np.testing.assert_array_equal(found, expected)
-    pieces = np.split(queries, [1, 14])
-    found = np.concatenate([gj.nearest_distances(piece, ready, 10) for piece in pieces])
-    np.testing.assert_array_equal(found, expected)
+    others = np.concatenate([queries[::2], bank[:30]])
+    found = gj.nearest_distances(others, ready, 10)[:30]
+    np.testing.assert_array_equal(found, expected[::2])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_bfloat16_bank_gives_the_bits_of_a_float32_bank(kind):
+def test_a_bfloat16_bank_gives_the_bits_of_a_float32_bank(kind, monkeypatch):
     queries, bank = made(kind)
     ready = gj.build_bank(bank, dtype="bfloat16")
-    for k in (1, 10):
+    for k in (10, 1):
         found = gj.nearest_distances(queries, ready, k)
         np.testing.assert_array_equal(found, gj.nearest_distances(queries, bank, k))
+        # The second time the host's rows are read a part at a time.
+        monkeypatch.setattr(neighbors, "HOST_BLOCK", 300 * 4 * 24)
 
 
 def test_a_bfloat16_bank_in_blocks_bounded_by_few_axes_gives_the_bits_of_a_float32_bank():
@@ -268,13 +270,6 @@ def test_a_bfloat16_bank_in_blocks_bounded_by_few_axes_gives_the_bits_of_a_float
     assert ready.axes > 0
     found = gj.nearest_distances(queries, ready, 10)
     np.testing.assert_array_equal(found, gj.nearest_distances(queries, in_blocks(bank, 10), 10))
-
-
-def test_rows_on_the_host_are_read_a_part_at_a_time(monkeypatch):
-    queries, bank = made(clustered)
-    monkeypatch.setattr(neighbors, "HOST_BLOCK", 300 * 4 * 24)
-    found = gj.nearest_distances(queries, gj.build_bank(bank, dtype="bfloat16"), 10)
-    np.testing.assert_array_equal(found, gj.nearest_distances(queries, bank, 10))
 
 
 def test_a_bfloat16_bank_is_refused_in_compiled_code():
@@ -323,9 +318,9 @@ def test_searching_again_with_the_same_shapes_compiles_nothing(monkeypatch):
     traces = []
     original = neighbors._search_block
 
-    def counted(queries, **options):
+    def counted(queries, *rest, **options):
         traces.append(queries.shape)
-        return original(queries, **options)
+        return original(queries, *rest, **options)
 
     monkeypatch.setattr(neighbors, "_search_block", counted)
     queries, bank = made(gaussian, 101, 9, 5)

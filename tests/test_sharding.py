@@ -129,6 +129,6 @@ def test_two_processes_search_each_its_own_rows(tmp_path):
     expected = gj.nearest_distances(queries, np.concatenate(shares), 10)
     for number in (0, 1):
         with np.load(tmp_path / f"{number}-found.npz") as found:
-            np.testing.assert_array_equal(found["along"], expected)
-            np.testing.assert_array_equal(found["across"], expected)
+            np.testing.assert_array_equal(found["distances"], expected)
+            assert found["axes"] == 8
             assert "devices of the processes [0, 1] at place 0 of 'bank'" in str(found["refusal"])
