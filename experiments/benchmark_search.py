@@ -1,6 +1,6 @@
 """Nearest-neighbour search against FAISS and scikit-learn, in one process, on the same threads.
 
-python experiments/benchmark_search.py compare growth imagenet
+python experiments/benchmark_search.py --parts compare growth imagenet
 
 compare: on random rows, and on the real gradient banks of experiments/gradient_banks.py (made
 first, if --data-dir and --checkpoint are given). Each method is warm, their runs alternate, and
@@ -47,7 +47,7 @@ class BenchmarkConfig:
       bank_dir: where the real gradient banks are kept.
       ks: which neighbours.
       repeats: runs of each method.
-      output: the results file; each part replaces its own entry.
+      output_dir: where each part's results file goes.
     """
 
     parts: tuple[Literal["compare", "growth", "imagenet"], ...] = ("compare",)
@@ -56,7 +56,7 @@ class BenchmarkConfig:
     bank_dir: Path = Path("results/gradient_banks")
     ks: tuple[int, ...] = (1, 10, 50)
     repeats: int = 5
-    output: Path = Path("experiments/results/benchmark_search.json")
+    output_dir: Path = Path("experiments/results")
 
 
 def reference(queries: np.ndarray, bank: np.ndarray, k: int) -> np.ndarray:
@@ -73,20 +73,21 @@ def reference(queries: np.ndarray, bank: np.ndarray, k: int) -> np.ndarray:
     return np.array(found)
 
 
-def methods(bank: np.ndarray, k: int) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+def methods(
+    bank: np.ndarray, ready: gj.Bank, k: int
+) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     """Searches by name, each with its index ready."""
     import faiss
     from sklearn.neighbors import NearestNeighbors
 
     faiss.omp_set_num_threads(os.cpu_count() or 1)
-    ready = gj.build_bank(bank)
     no_axes = jnp.zeros((bank.shape[1], 0))
     brute = bank_building.assemble(jnp.asarray(bank), no_axes, ready.memory)
     flat = faiss.IndexFlatL2(bank.shape[1])
     flat.add(bank)
     nearest = NearestNeighbors(n_neighbors=k, algorithm="brute", n_jobs=-1).fit(bank)
 
-    def squares_of_faiss(queries: np.ndarray) -> np.ndarray:
+    def faiss_search(queries: np.ndarray) -> np.ndarray:
         return np.sqrt(np.maximum(flat.search(queries, k)[0][:, -1], 0.0))
 
     return {
@@ -94,7 +95,7 @@ def methods(bank: np.ndarray, k: int) -> dict[str, Callable[[np.ndarray], np.nda
         "grood-jax, brute force": lambda queries: np.asarray(
             gj.nearest_distances(queries, brute, k)
         ),
-        "faiss": squares_of_faiss,
+        "faiss": faiss_search,
         "scikit-learn": lambda queries: nearest.kneighbors(queries)[0][:, -1],
     }
 
@@ -128,7 +129,8 @@ def compare(config: BenchmarkConfig) -> dict[str, Any]:
 def _compare_on(
     name: str, bank: np.ndarray, queries: np.ndarray, k: int, repeats: int
 ) -> dict[str, Any]:
-    searches = methods(bank, k)
+    ready = gj.build_bank(bank)
+    searches = methods(bank, ready, k)
     expected = reference(queries[:CHECKED], bank, k)
     seconds: dict[str, list[float]] = {method: [] for method in searches}
     errors = {}
@@ -141,7 +143,6 @@ def _compare_on(
             search(queries)
             seconds[method].append(time.perf_counter() - start)
     medians = {method: float(np.median(taken)) for method, taken in seconds.items()}
-    ready = gj.build_bank(bank)
     figures = {
         "rows": len(bank),
         "columns": bank.shape[1],
@@ -265,18 +266,17 @@ def main() -> None:
     config = command.parse(default, "benchmark_search", __doc__ or "", None)
 
     def work() -> None:
-        import json
-
-        before = json.loads(config.output.read_text()) if config.output.exists() else {}
-        about = {
-            "command": "python experiments/benchmark_search.py",
-            "versions": results.versions(),
-            "device": results.device(),
-        }
+        results.require_directory("output_dir", config.output_dir)
         for part in config.parts:
             found = {"compare": compare, "growth": growth, "imagenet": imagenet}[part](config)
-            before = before | about | {part: found}
-            results.write(before, config.output)
+            about = {
+                # Folders say nothing on another machine.
+                "command": f"python experiments/benchmark_search.py --parts {part}",
+                "versions": results.versions(),
+                "device": results.device(),
+                "repeats": config.repeats,
+            }
+            results.write(about | {part: found}, config.output_dir / f"benchmark_{part}.json")
 
     raise SystemExit(command.status(work))
 
