@@ -6,11 +6,13 @@ few columns bound every distance from below,
 ``(‖q‖ − ‖b‖)² ≤ ‖q − b‖²``: only rows of like norms need to be looked at.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, BFloat16, Float, Int
@@ -20,6 +22,9 @@ LARGEST = 1e37
 
 GROUP = 8
 """Rows that share one lower bound in the first selection; a bank is padded to whole groups."""
+
+HOST_BLOCK = 2**27
+"""Bytes of rows on the host that are read at once."""
 
 
 @jax.tree_util.register_dataclass
@@ -58,6 +63,18 @@ class HostRows:
             own = owners == number
             found[own] = self.pieces[number][rows[own] - starts[number]]
         return found
+
+    def blocks(self) -> Iterator[Float[np.ndarray, "_ d"]]:
+        """The rows in order, some at a time."""
+        for piece in self.pieces:
+            yield from row_blocks(piece)
+
+
+def row_blocks(rows: npt.NDArray) -> Iterator[npt.NDArray]:
+    """The rows of an array in order, as many at a time as `HOST_BLOCK` allows."""
+    step = max(1, HOST_BLOCK // (4 * rows.shape[1]))
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step]
 
 
 @jax.tree_util.register_dataclass

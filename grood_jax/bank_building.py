@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Array, BFloat16, Float
+from jaxtyping import Array, BFloat16, Float, Int
 
 from grood_jax import checks
 from grood_jax.bank import (
@@ -19,6 +19,7 @@ from grood_jax.bank import (
     HostRows,
     reduce,
     rounding,
+    row_blocks,
     square_slack,
     underflow,
 )
@@ -28,9 +29,6 @@ MEMORY, MEMORY_ACCELERATOR = 2 * 2**20, 256 * 2**20
 
 LEAST_MEMORY = 2**16
 """Smaller blocks than this are refused."""
-
-HOST_BLOCK = 2**27
-"""Bytes of rows on the host that are read at once while a bank is built."""
 
 AXES = (8, 16, 32, 64, 128)
 """How many principal axes may be kept."""
@@ -105,7 +103,7 @@ def merge_banks(*banks: Bank) -> Bank:
     Raises:
       ValueError: no bank at all, widths that differ, or banks of float32 and of bfloat16.
     """
-    dtypes = sorted({_dtype(bank) for bank in banks})
+    dtypes = sorted({bank_dtype(bank) for bank in banks})
     if len(dtypes) != 1:
         raise ValueError(f"banks has dtypes {dtypes}; expected banks of one dtype")
     pieces = [piece for bank in banks for piece in _pieces(bank)]
@@ -120,7 +118,7 @@ def grow_bank(bank: Bank, vectors: npt.ArrayLike) -> Bank:
       ValueError: as `build_bank`, or widths that differ.
     """
     pieces = [*_pieces(bank), vectors]
-    return build_bank_in_pieces(pieces, dtype=_dtype(bank), memory=bank.memory)
+    return build_bank_in_pieces(pieces, dtype=bank_dtype(bank), memory=bank.memory)
 
 
 def thin_bank(bank: Bank, sampling_ratio: float, key: Array) -> Bank:
@@ -135,11 +133,23 @@ def thin_bank(bank: Bank, sampling_ratio: float, key: Array) -> Bank:
       TypeError: ``sampling_ratio`` is no number.
       ValueError: it lies outside (0, 1].
     """
-    checks.fraction("sampling_ratio", sampling_ratio, zero=False)
-    kept = max(1, round(sampling_ratio * bank.size))
-    chosen = np.sort(np.asarray(jax.random.permutation(key, bank.size))[:kept])
+    chosen = sampled_rows(key, bank.size, sampling_ratio)
     rows = bank_rows(bank)[chosen] if bank.host is None else bank.host.take(chosen)
-    return build_bank(rows, dtype=_dtype(bank), memory=bank.memory)
+    return build_bank(rows, dtype=bank_dtype(bank), memory=bank.memory)
+
+
+def sampled_rows(key: Array, count: int, sampling_ratio: float) -> Int[np.ndarray, " m"]:
+    """A share of ``count`` row numbers, at least one, drawn without replacement; ascending.
+
+    Raises:
+      TypeError: ``sampling_ratio`` is no number.
+      ValueError: it lies outside (0, 1].
+    """
+    checks.fraction("sampling_ratio", sampling_ratio, zero=False)
+    kept = max(1, round(sampling_ratio * count))
+    if kept == count:
+        return np.arange(count)
+    return np.sort(np.asarray(jax.random.permutation(key, count))[:kept])
 
 
 def checked_memory(memory: int | None) -> int:
@@ -149,7 +159,8 @@ def checked_memory(memory: int | None) -> int:
     return checks.at_least("memory", memory, LEAST_MEMORY)
 
 
-def _dtype(bank: Bank) -> DType:
+def bank_dtype(bank: Bank) -> DType:
+    """The dtype that a bank was built with."""
     return "float32" if bank.host is None else "bfloat16"
 
 
@@ -171,18 +182,9 @@ def _checked_on_host(vectors: npt.ArrayLike) -> Float[np.ndarray, "n d"]:
     rows = np.asarray(vectors)
     if rows.ndim != 2 or 0 in rows.shape:
         checked(rows)
-    for block in _blocks(rows, _rows_at_once(rows.shape[1])):
+    for block in row_blocks(rows):
         checked(block)
     return rows if rows.dtype == np.float32 else rows.astype(np.float32)
-
-
-def _blocks(rows: npt.NDArray, step: int) -> Iterator[npt.NDArray]:
-    for start in range(0, len(rows), step):
-        yield rows[start : start + step]
-
-
-def _rows_at_once(width: int) -> int:
-    return max(1, HOST_BLOCK // (4 * width))
 
 
 def _require_one_width(shapes: Sequence[tuple[int, ...]]) -> None:
@@ -203,7 +205,7 @@ def choose_axes(rows: Float[Array | np.ndarray, "n d"]) -> Float[np.ndarray, "d 
     """The principal axes worth keeping for these rows."""
     center, inverse_scale = _center_and_scale(rows)
     centred = (np.asarray(rows) - np.asarray(center)) * np.asarray(inverse_scale)
-    return principal_axes(lambda: _blocks(centred, POOL), len(centred))
+    return principal_axes(lambda: row_blocks(centred), len(centred))
 
 
 @jax.jit
@@ -254,12 +256,8 @@ def _build_on_host(host: HostRows, memory: int) -> Bank:
     """A bfloat16 bank: a pass over the rows for each quantity, a block of them at a time."""
     size, width = sum(map(len, host.pieces)), host.pieces[0].shape[1]
 
-    def blocks() -> Iterator[Float[np.ndarray, "_ d"]]:
-        for piece in host.pieces:
-            yield from _blocks(piece, _rows_at_once(width))
-
     total, squared, largest = np.zeros(width), 0.0, 0.0
-    for block in blocks():
+    for block in host.blocks():
         total += block.sum(axis=0, dtype=np.float64)
         squared += float(np.einsum("nd,nd->", block, block, dtype=np.float64))
         largest = max(largest, float(np.abs(block).max()))
@@ -268,13 +266,17 @@ def _build_on_host(host: HostRows, memory: int) -> Bank:
     center = jnp.asarray(mean if far else np.zeros(width), jnp.float32)
     inverse_scale = _inverse_scale(jnp.float32(largest) + jnp.max(jnp.abs(center)))
     origin, scale = np.asarray(center), np.asarray(inverse_scale)
-    axes = principal_axes(lambda: ((block - origin) * scale for block in blocks()), size)
+    axes = principal_axes(lambda: ((block - origin) * scale for block in host.blocks()), size)
     frame = Frame(center, inverse_scale, jnp.asarray(axes))
     if axes.shape[1]:
-        coordinates = np.concatenate([np.asarray(_reduced(block, frame)) for block in blocks()])
+        coordinates = np.concatenate(
+            [np.asarray(_reduced(block, frame)) for block in host.blocks()]
+        )
         squares = np.einsum("ns,ns->n", coordinates, coordinates)
     else:
-        squares = np.concatenate([np.asarray(_squared_norms(block, frame)) for block in blocks()])
+        squares = np.concatenate(
+            [np.asarray(_squared_norms(block, frame)) for block in host.blocks()]
+        )
     order = np.argsort(squares)
     padding = (0, -size % GROUP)
     squares = np.pad(squares[order], padding, constant_values=np.inf)
@@ -288,7 +290,7 @@ def _build_on_host(host: HostRows, memory: int) -> Bank:
         rank = np.empty(size, np.int64)
         rank[order] = np.arange(size)
         start = 0
-        for block in blocks():
+        for block in host.blocks():
             own = rank[start : start + len(block)]
             rounded, squares[own], errors[own] = map(np.asarray, _rounded(block, frame))
             reduced[own] = rounded
@@ -353,10 +355,13 @@ def principal_axes(
         nearest = np.minimum(nearest, _others(_squares(probes, block), start, stride).min(axis=1))
     # How many rows the bounds leave to each probe, by the number of axes.
     left = np.zeros((len(choices), len(probes)))
+    probes_on_axes = probes @ axes
     for start, block in _numbered(rows):
+        on_axes = block @ axes
         for place, kept in enumerate(choices):
             bounds = _squares(
-                _coordinates(probes, axes[:, :kept]), _coordinates(block, axes[:, :kept])
+                _coordinates(probes, probes_on_axes[:, :kept]),
+                _coordinates(block, on_axes[:, :kept]),
             )
             left[place] += (_others(bounds, start, stride) <= nearest[:, None]).sum(axis=1)
     enough = np.flatnonzero(np.quantile(left, 0.9, axis=1) <= FEW)
@@ -391,9 +396,9 @@ def _others(squares: Float[np.ndarray, "p n"], start: int, stride: int) -> Float
 
 
 def _coordinates(
-    rows: Float[np.ndarray, "n d"], axes: Float[np.ndarray, "d r"]
+    rows: Float[np.ndarray, "n d"], on_axes: Float[np.ndarray, "n r"]
 ) -> Float[np.ndarray, "n s"]:
-    on_axes = rows @ axes
+    """Coordinates on some axes and the norm of the rest."""
     rest = np.einsum("nd,nd->n", rows, rows) - np.einsum("nr,nr->n", on_axes, on_axes)
     return np.concatenate([on_axes, np.sqrt(np.maximum(rest, 0.0))[:, None]], axis=1)
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from grood_jax import checkpoints
 from grood_jax.bank import Bank
-from grood_jax.bank_building import bank_rows, build_bank
+from grood_jax.bank_building import bank_dtype, bank_rows, build_bank
 from grood_jax.errors import UserError
 
 
@@ -18,12 +18,11 @@ def save_bank(directory: Path, bank: Bank) -> None:
     """
     import orbax.checkpoint as ocp
 
-    if checkpoints.latest_step(directory) is not None:
-        raise UserError(f"{directory} holds a checkpoint already; choose another directory")
+    checkpoints.require_no_checkpoint(directory)
     arrays = {"rows": bank_rows(bank)}
     about = {
         "shape": [bank.size, bank.width],
-        "dtype": "float32" if bank.host is None else "bfloat16",
+        "dtype": bank_dtype(bank),
         "memory": bank.memory,
         "fingerprint": checkpoints.fingerprint_of(arrays),
     }

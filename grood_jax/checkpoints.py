@@ -84,10 +84,19 @@ def save_model(directory: Path, model: Staged, spec: ModelSpec) -> None:
     Raises:
       UserError: the directory holds a checkpoint already.
     """
-    if latest_step(directory) is not None:
-        raise UserError(f"{directory} holds a checkpoint already; choose another directory")
+    require_no_checkpoint(directory)
     with manager(directory) as checkpoints:
         save(checkpoints, 0, model, spec)
+
+
+def require_no_checkpoint(directory: Path) -> None:
+    """Refuses a directory that is in use.
+
+    Raises:
+      UserError: it holds a checkpoint already.
+    """
+    if latest_step(directory) is not None:
+        raise UserError(f"{directory} holds a checkpoint already; choose another directory")
 
 
 @contextlib.contextmanager

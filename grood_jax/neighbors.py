@@ -24,9 +24,9 @@ from jaxtyping import Array, Bool, Float, Int
 from grood_jax import checks
 from grood_jax.bank import (
     GROUP,
+    HOST_BLOCK,
     LARGEST,
     Bank,
-    Frame,
     HostRows,
     ShardedBank,
     reduce,
@@ -34,7 +34,7 @@ from grood_jax.bank import (
     square_slack,
     underflow,
 )
-from grood_jax.bank_building import HOST_BLOCK, build_bank
+from grood_jax.bank_building import build_bank
 
 LONG_LIST = 24
 """Rows on a list from which on blocks of bounds have more rows and fewer queries."""
@@ -322,7 +322,10 @@ def _look(points: Float[Array, "q s"], bank: Bank, start: Int[Array, ""], seen: 
 def _bounds(
     points: Float[Array, "q s"], bank: Bank, start: Int[Array, ""], span: int
 ) -> Float[Array, "q n"]:
-    """What `_lower` makes lower bounds of, for a block of rows; −∞ where there is none."""
+    """Lower bounds of squared distances less the queries' squared norms; −∞ where there is none.
+
+    Of distances themselves, in a bank whose rows were rounded to bfloat16.
+    """
     own = len(bank.reduced) > 0
     rows = lax.dynamic_slice_in_dim(bank.reduced if own else bank.vectors, start, span)
     rows = rows.astype(jnp.float32) if own else reduce(rows, bank.frame)
@@ -451,62 +454,42 @@ def _search_with_host(
     # Compiled code would keep the host's rows alive as long as itself.
     device = replace(bank, host=None)
     places = np.asarray(bank.places)
-    points = np.asarray(queries)
-    order = np.argsort(np.asarray(_norms(queries, device.frame)))
-    distances, waiting = np.zeros(len(points), np.float32), order
+    given, reduced = np.asarray(queries), np.asarray(_reduce(queries, device.frame))
+    waiting = np.argsort(np.linalg.norm(reduced, axis=1))
+    distances = np.zeros(len(given), np.float32)
 
-    def settle(own: Float[Array, "q d"], seen: _Seen) -> Float[Array, "q k"]:
+    def settle(chosen: npt.NDArray, seen: _Seen) -> Float[Array, "q k"]:
         rows = host.take(np.maximum(places[np.asarray(seen.rows)], 0))
-        return _settle_given(own, jnp.asarray(rows), seen, device, k)
+        return _settle_given(jnp.asarray(given[chosen]), jnp.asarray(rows), seen, device, k)
 
     for kept in _list_lengths(device, k):
         block = max(1, min(_block_shape(device, kept)[0], HOST_BLOCK // (4 * bank.width * kept)))
-        left = []
+        left = [waiting[:0]]
         for start in range(0, len(waiting), block):
             chosen = np.resize(waiting[start : start + block], block)
-            own = jnp.asarray(points[chosen])
-            seen = _first_look(own, device, kept)
-            reach = settle(own, seen)[:, -1]
-            seen = _second_look(own, device, seen, reach)
-            found = settle(own, seen)[:, -1]
+            points = jnp.asarray(reduced[chosen])
+            seen = _first_look(points, device, kept)
+            found = settle(chosen, seen)[:, -1]
+            wider = _second_look(points, device, seen, found)
+            if wider.low < seen.low or wider.high > seen.high:
+                found = settle(chosen, wider)[:, -1]
             distances[chosen] = np.asarray(found)
-            certain = np.asarray(_certified(own, device, seen, found))
+            certain = np.asarray(_certified(points, device, wider, found))
             left.append(np.unique(chosen[~certain]))
-        waiting = np.concatenate(left) if left else waiting
-    step = max(1, HOST_BLOCK // (4 * bank.width))
+        waiting = np.concatenate(left)
     for start in range(0, len(waiting), AGAIN_QUERIES):
         chosen = np.resize(waiting[start : start + AGAIN_QUERIES], AGAIN_QUERIES)
         best = jnp.full((AGAIN_QUERIES, k), jnp.inf)
-        for piece in host.pieces:
-            for first in range(0, len(piece), step):
-                rows = jnp.asarray(piece[first : first + step])
-                best = _nearer_in(jnp.asarray(points[chosen]), rows, best)
+        for rows in host.blocks():
+            best = _nearer_in(jnp.asarray(given[chosen]), jnp.asarray(rows), best)
         distances[chosen] = np.asarray(best)[:, -1]
     return jnp.asarray(distances)
 
 
-@jax.jit
-def _norms(queries: Float[Array, "q d"], frame: Frame) -> Float[Array, " q"]:
-    return jnp.linalg.norm(reduce(queries, frame), axis=1)
-
-
-@partial(jax.jit, static_argnames="kept")
-def _first_look(queries: Float[Array, "q d"], bank: Bank, kept: int) -> _Seen:
-    return _look_at_like_norms(reduce(queries, bank.frame), bank, kept)
-
-
-@jax.jit
-def _second_look(
-    queries: Float[Array, "q d"], bank: Bank, seen: _Seen, reach: Float[Array, " q"]
-) -> _Seen:
-    return _look_within(reduce(queries, bank.frame), bank, seen, reach)
-
-
-@jax.jit
-def _certified(
-    queries: Float[Array, "q d"], bank: Bank, seen: _Seen, found: Float[Array, " q"]
-) -> Bool[Array, " q"]:
-    return _certain(reduce(queries, bank.frame), bank, seen, found)
+_reduce = jax.jit(reduce)
+_first_look = jax.jit(_look_at_like_norms, static_argnames="kept")
+_second_look = jax.jit(_look_within)
+_certified = jax.jit(_certain)
 
 
 @partial(jax.jit, static_argnames="k")

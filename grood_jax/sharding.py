@@ -57,10 +57,11 @@ def shard_bank(
         )
     columns = choose_axes(rows)
     largest = -(-len(rows) // len(owned))
-    agreed = _all_processes(np.array([len(rows), -(-largest // GROUP) * GROUP, columns.shape[1]]))
-    if len(set(_all_processes(np.array([rows.shape[1]]))[:, 0])) > 1:
+    own = [len(rows), -(-largest // GROUP) * GROUP, *columns.shape]
+    sizes, totals, widths, counts = _all_processes(np.array(own)).T
+    if len(set(widths)) > 1:
         raise ValueError(f"bank has shape {rows.shape}; expected one width in all processes")
-    size, total, most = int(agreed[:, 0].sum()), int(agreed[:, 1].max()), int(agreed[:, 2].max())
+    size, total, most = int(sizes.sum()), int(totals.max()), int(counts.max())
     # Columns of zeros bound nothing and harm nothing.
     columns = np.pad(columns, ((0, 0), (0, most - columns.shape[1])))
     parts = dict(zip(owned, np.array_split(rows, len(owned)), strict=True))

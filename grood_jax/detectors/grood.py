@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from grood_jax import checks
 from grood_jax.bank import Bank
-from grood_jax.bank_building import DType, build_bank
+from grood_jax.bank_building import DType, build_bank, sampled_rows
 from grood_jax.detectors.base import (
     Detector,
     MixedTraining,
@@ -146,12 +146,10 @@ def grood(
         if present:
             correct = correct & np.isin(np.asarray(labels), present)
         chosen = np.flatnonzero(correct)
-        size = max(1, round(sampling_ratio * len(chosen)))
-        if size < len(chosen):
-            chosen = np.sort(np.asarray(jax.random.permutation(key, chosen))[:size])
-        if k > size:
+        chosen = chosen[sampled_rows(key, len(chosen), sampling_ratio)]
+        if k > len(chosen):
             raise ValueError(
-                f"k is {k}; expected at most {size}, the gradients in the bank "
+                f"k is {k}; expected at most {len(chosen)}, the gradients in the bank "
                 f"({np.count_nonzero(correct)} correctly classified samples, sampling_ratio "
                 f"{sampling_ratio})"
             )
