@@ -1,5 +1,6 @@
 """Checks at the public doors: what was found, what was expected, under which name."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ def shaped(name: str, array: Any, shape: Sequence[int | str]) -> jax.Array:
     if isinstance(array, np.ndarray):
         # JAX would first wrap int64 to int32; what float32 cannot hold is infinite, for `finite`.
         with np.errstate(over="ignore"):
+            # A copy: JAX would share the caller's memory, and the caller may write into it.
             array = array.astype(np.float32)
     return jnp.asarray(array, jnp.float32)
 
@@ -46,18 +48,27 @@ def finite(name: str, array: jax.Array, limit: float | None = None) -> jax.Array
     """
     if isinstance(array, jax.core.Tracer):
         return array
-    if not bool(jnp.isfinite(array).all()):
+    # An array may be concrete while something else is traced.
+    with jax.ensure_compile_time_eval():
+        largest = float(_largest(array))
+    if not math.isfinite(largest):
         bad = np.argwhere(~np.isfinite(np.asarray(array)))
         raise ValueError(
             f"{name} holds {len(bad)} values that are NaN or infinite, the first at index "
             f"{tuple(int(i) for i in bad[0])}; expected finite numbers"
         )
-    if limit is not None and (largest := float(jnp.max(jnp.abs(array), initial=0.0))) > limit:
+    if limit is not None and largest > limit:
         raise ValueError(
             f"{name} holds values up to {largest:.3g}; expected at most {limit:.0e} "
             "(rescale them: float32 distances would overflow)"
         )
     return array
+
+
+@jax.jit
+def _largest(array: jax.Array) -> jax.Array:
+    """The largest magnitude, 0 of nothing; NaN where there is one."""
+    return jnp.max(jnp.abs(array), initial=0.0)
 
 
 def classes(name: str, labels: Any, count: int, shape: Sequence[int | str]) -> jax.Array:
@@ -99,11 +110,35 @@ def fraction(name: str, value: Any, *, zero: bool = True) -> float:
       TypeError: it is no real number.
       ValueError: it lies outside.
     """
-    if isinstance(value, bool) or not isinstance(value, float | int | np.floating | np.integer):
-        raise TypeError(f"{name} is {value!r}; expected a number between 0 and 1")
-    if not (0 <= value <= 1) or (value == 0 and not zero):
+    if not (0 <= _number(name, value, "a number between 0 and 1") <= 1) or (
+        value == 0 and not zero
+    ):
         interval = "[0, 1]" if zero else "(0, 1]"
         raise ValueError(f"{name} is {value}; expected a number in {interval}")
+    return float(value)
+
+
+def percent(name: str, value: Any) -> float:
+    """Returns ``value``; raises unless it lies in [0, 100].
+
+    Raises:
+      TypeError: it is no real number.
+      ValueError: it lies outside.
+    """
+    if not 0 <= _number(name, value, "a number between 0 and 100") <= 100:
+        raise ValueError(f"{name} is {value}; expected a number in [0, 100]")
+    return float(value)
+
+
+def positive(name: str, value: Any) -> float:
+    """Returns ``value``; raises unless it is a positive, finite number.
+
+    Raises:
+      TypeError: it is no real number.
+      ValueError: it is not positive, or not finite.
+    """
+    if not 0 < _number(name, value, "a positive number") < float("inf"):
+        raise ValueError(f"{name} is {value}; expected a positive number")
     return float(value)
 
 
@@ -123,6 +158,12 @@ def choice(name: str, value: Any, options: Sequence[str]) -> str:
     near = difflib.get_close_matches(str(value), options, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"{name} is {value!r}; expected one of {', '.join(options)}{hint}")
+
+
+def _number(name: str, value: Any, expected: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, float | int | np.floating | np.integer):
+        raise TypeError(f"{name} is {value!r}; expected {expected}")
+    return float(value)
 
 
 def _array(array: Any) -> Any:

@@ -11,6 +11,10 @@ LARGEST = 1e18
 """Beyond this, features are refused: in float32 no distance between them means anything."""
 
 
+BLOCK = 128
+"""Points whose distances are computed together."""
+
+
 def distance(x: Float[Array, " d"], y: Float[Array, " d"]) -> Float[Array, ""]:
     """The Euclidean distance of two points, with gradient 0 where they coincide.
 
@@ -61,9 +65,25 @@ def distances_to(
 ) -> Float[Array, "b c"]:
     """Euclidean distances from points (B, D) to prototypes (C, D), by direct differences.
 
-    One prototype at a time: memory stays at one block of differences, (B, D).
+    Some points and one prototype at a time: differences stay in a CPU's cache. All are scaled
+    alike, so that no square overflows, nor any underflows that matters to the largest.
     """
-    return jax.lax.map(lambda p: jax.vmap(distance, (0, None))(points, p), prototypes).T
+    count, width = points.shape
+    block = min(BLOCK, max(count, 1))
+    largest = jnp.maximum(
+        jnp.max(jnp.abs(points), initial=0.0), jnp.max(jnp.abs(prototypes), initial=0.0)
+    )
+    _, exponent = jnp.frexp(jnp.where(largest > 0, largest, 1.0))
+    # A power of two: scaling rounds nothing.
+    scale = jnp.ldexp(jnp.float32(1.0), jnp.clip(exponent, -125, 125))
+    scaled = prototypes / scale
+
+    def of_block(rows: Float[Array, "r d"]) -> Float[Array, "c r"]:
+        return jax.lax.map(lambda p: jnp.sqrt(jnp.sum((rows - p[None, :]) ** 2, axis=1)), scaled)
+
+    padded = jnp.pad(points / scale, ((0, -count % block), (0, 0)))
+    found = jax.lax.map(of_block, padded.reshape(-1, block, width))
+    return found.transpose(0, 2, 1).reshape(-1, len(prototypes))[:count] * scale
 
 
 @jax.jit

@@ -82,13 +82,13 @@ def nearest_distances(
     ready = bank if isinstance(bank, Bank | ShardedBank) else build_bank(bank)
     points = checks.shaped("queries", queries, ("Q", ready.width))
     points = checks.finite("queries", points, LARGEST)
-    if k > ready.size:
-        raise ValueError(f"k is {k}; expected at most the bank's {ready.size} rows")
     return search(points, ready, k)
 
 
 def search(queries: Float[Array, "q d"], bank: Bank | ShardedBank, k: int) -> Float[Array, " q"]:
-    """`nearest_distances` without its checks, for use inside compiled code."""
+    """`nearest_distances` without checks of values, for use inside compiled code."""
+    if k > bank.size:
+        raise ValueError(f"k is {k}; expected at most the bank's {bank.size} rows")
     if isinstance(bank, ShardedBank):
         return _search_shards(queries, bank, k)
     if bank.host is None:
@@ -225,22 +225,30 @@ def _search_block(
 ) -> tuple[Float[Array, "q k"], Bool[Array, " q"]]:
     """Distances of one block of queries to their k nearest rows, and which are certified."""
     points = reduce(queries, bank.frame)
-    seen = _look_at_like_norms(points, bank, kept)
 
-    def settle(seen: _Seen) -> Float[Array, "q k"]:
-        return _settle(queries, lambda j: bank.vectors[seen.rows[:, j]], seen, bank, k)
+    def unfinished(state: tuple[_Seen, Array, tuple[Array, Array]]) -> Array:
+        seen, _, (begin, end) = state
+        return (begin < seen.low) | (seen.high < end)
 
-    found = settle(seen)
-    if _block_shape(bank, kept)[1] < len(bank.places):
-        wider = _look_within(points, bank, seen, found[:, -1])
-        more = (wider.low < seen.low) | (wider.high > seen.high)
-        found = lax.cond(more, settle, lambda _: found, wider)
-        seen = wider
+    # What is found among rows of like norms says how far from these rows may lie: the second
+    # look, if there is one, is the last.
+    def look(
+        state: tuple[_Seen, Array, tuple[Array, Array]],
+    ) -> tuple[_Seen, Array, tuple[Array, Array]]:
+        seen = _look_within(points, bank, *state[::2])
+        found = _settle(queries, lambda j: bank.vectors[seen.rows[:, j]], seen, bank, k)
+        return seen, found, _window(points, bank, found[:, -1])
+
+    nothing = jnp.full((len(queries), k), jnp.inf)
+    start, window = _like_norms(points, bank, kept)
+    seen, found, _ = lax.while_loop(unfinished, look, (start, nothing, window))
     return found, _certain(points, bank, seen, found[:, -1])
 
 
-def _look_at_like_norms(points: Float[Array, "q s"], bank: Bank, kept: int) -> _Seen:
-    """Looks at one block of rows, whose norms are nearest to those of the queries."""
+def _like_norms(
+    points: Float[Array, "q s"], bank: Bank, kept: int
+) -> tuple[_Seen, tuple[Int[Array, ""], Int[Array, ""]]]:
+    """Nothing seen yet, and the block of rows whose norms are nearest to those of the queries."""
     count, total = len(points), len(bank.places)
     span = _block_shape(bank, kept)[1]
     norms = jnp.linalg.norm(points, axis=1)
@@ -253,7 +261,7 @@ def _look_at_like_norms(points: Float[Array, "q s"], bank: Bank, kept: int) -> _
         jnp.zeros((count, kept), jnp.int32),
         jnp.full(count, jnp.inf),
     )
-    return _look(points, bank, low, nothing)
+    return nothing, (low, low + span)
 
 
 def _window(
@@ -268,15 +276,20 @@ def _window(
     norms = jnp.where(jnp.isfinite(norms), norms, 0.0)
     least = ((norms * (1.0 - slack) - margin) * (1.0 - 2 * slack)).min()
     greatest = ((norms * (1.0 + slack) + margin) * (1.0 + 2 * slack)).max()
-    begin = jnp.searchsorted(bank.norms, least)
-    return begin, jnp.searchsorted(bank.norms, greatest, side="right")
+    # A row at the upper end belongs to the window.
+    ends = jnp.stack([least, jnp.nextafter(greatest, jnp.inf)])
+    begin, end = jnp.searchsorted(bank.norms, ends).astype(jnp.int32)
+    return begin, end
 
 
 def _look_within(
-    points: Float[Array, "q s"], bank: Bank, seen: _Seen, reach: Float[Array, " q"]
+    points: Float[Array, "q s"],
+    bank: Bank,
+    seen: _Seen,
+    window: tuple[Int[Array, ""], Int[Array, ""]],
 ) -> _Seen:
-    """Looks at all rows whose norms allow a distance of at most ``reach`` from some query."""
-    begin, end = _window(points, bank, reach)
+    """Looks at all rows of the window."""
+    begin, end = window
     total, span = len(bank.places), _block_shape(bank, seen.rows.shape[1])[1]
 
     def unfinished(seen: _Seen) -> Array:
@@ -468,13 +481,13 @@ def _search_with_host(
         for start in range(0, len(waiting), block):
             chosen = np.resize(waiting[start : start + block], block)
             points = jnp.asarray(reduced[chosen])
-            seen = _first_look(points, device, kept)
-            found = settle(chosen, seen)[:, -1]
-            wider = _second_look(points, device, seen, found)
-            if wider.low < seen.low or wider.high > seen.high:
-                found = settle(chosen, wider)[:, -1]
+            seen, window = _start(points, device, kept)
+            while window[0] < seen.low or seen.high < window[1]:
+                seen = _look_further(points, device, seen, window)
+                found = settle(chosen, seen)[:, -1]
+                window = _reached(points, device, found)
             distances[chosen] = np.asarray(found)
-            certain = np.asarray(_certified(points, device, wider, found))
+            certain = np.asarray(_certified(points, device, seen, found))
             left.append(np.unique(chosen[~certain]))
         waiting = np.concatenate(left)
     for start in range(0, len(waiting), AGAIN_QUERIES):
@@ -487,8 +500,9 @@ def _search_with_host(
 
 
 _reduce = jax.jit(reduce)
-_first_look = jax.jit(_look_at_like_norms, static_argnames="kept")
-_second_look = jax.jit(_look_within)
+_start = jax.jit(_like_norms, static_argnames="kept")
+_look_further = jax.jit(_look_within)
+_reached = jax.jit(_window)
 _certified = jax.jit(_certain)
 
 

@@ -58,7 +58,7 @@ def test_rows_may_stay_in_a_file(tmp_path):
 
 
 def test_rows_on_the_host_are_read_a_part_at_a_time(monkeypatch):
-    monkeypatch.setattr(bank_building, "HOST_BLOCK", 300 * 4 * 24)
+    monkeypatch.setattr(gj.bank, "HOST_BLOCK", 300 * 4 * 24)
     assert_equal_searches(gj.build_bank_in_pieces([ROWS[:9], ROWS[9:]], dtype="bfloat16"), ROWS)
     rows = ROWS.copy()
     rows[650, 3] = np.nan
@@ -80,7 +80,7 @@ def test_banks_merge_and_grow_into_new_ones(dtype):
     assert_equal_searches(gj.grow_bank(first, ROWS[300:].tolist()), ROWS)
     turned = gj.merge_banks(second, first, second)
     np.testing.assert_array_equal(gj.bank_rows(turned), np.concatenate([ROWS[300:], ROWS]))
-    assert turned.memory == 2**17 and bank_building._dtype(turned) == dtype
+    assert turned.memory == 2**17 and bank_building.bank_dtype(turned) == dtype
     np.testing.assert_array_equal(gj.bank_rows(first), ROWS[:300])
     np.testing.assert_array_equal(gj.bank_rows(second), ROWS[300:])
 
@@ -92,7 +92,7 @@ def test_a_thinned_bank_holds_a_seeded_share_of_the_rows(dtype):
 
     def drawn(ratio, seed):
         thin = gj.thin_bank(bank, ratio, jax.random.key(seed))
-        assert bank_building._dtype(thin) == dtype
+        assert bank_building.bank_dtype(thin) == dtype
         return [number[row.tobytes()] for row in gj.bank_rows(thin)]
 
     assert drawn(0.3, 0) == drawn(0.3, 0) == sorted(set(drawn(0.3, 0)))

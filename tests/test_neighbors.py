@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import grood_jax as gj
-from grood_jax import bank as bank_module
 from grood_jax import neighbors
 from grood_jax.bank import reduce
 
@@ -262,7 +261,7 @@ def test_a_bfloat16_bank_gives_the_bits_of_a_float32_bank(kind, monkeypatch):
         found = gj.nearest_distances(queries, ready, k)
         np.testing.assert_array_equal(found, gj.nearest_distances(queries, bank, k))
         # The second time the host's rows are read a part at a time.
-        for module in (bank_module, neighbors):
+        for module in (gj.bank, neighbors):
             monkeypatch.setattr(module, "HOST_BLOCK", 300 * 4 * 24)
 
 
