@@ -3,7 +3,15 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+# What one test has compiled need not be compiled again by others, nor by the commands they start.
+# Before JAX is imported; the processes that tests are divided over inherit it.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix="grood-jax-compiled-")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _compiled.name)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import pytest
@@ -21,6 +29,13 @@ def _shared(part: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no prepared data at {folder} (GROOD_SHARED says where they lie)")
     return folder.resolve()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The network that many tests share is trained in one process only."""
+    for item in items:
+        if "digits" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("digits"))
 
 
 @pytest.fixture(scope="session")
