@@ -110,6 +110,10 @@ class Case:
     queries: Float[np.ndarray, "q d"] | None = None
 
 
+PAUSE = 0.5
+"""Seconds before each run."""
+
+
 def interleaved(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each run, warm. Runs take turns, so that a disturbance meets all of them."""
     for run in runs.values():
@@ -117,6 +121,8 @@ def interleaved(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
+            # The threads of the run before still spin for a while.
+            time.sleep(PAUSE)
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)

@@ -31,6 +31,9 @@ ROWS, QUERIES, COLUMNS = 50_000, 1_024, 512
 CHECKED = 64
 """Queries whose distances are compared with float64."""
 
+PAUSE = 0.5
+"""Seconds before each run."""
+
 IMAGENET = (1_281_167, 2_048)
 WRITTEN = 50_000
 """Rows of the synthetic bank that are made at once."""
@@ -139,6 +142,8 @@ def _compare_on(
         errors[method] = float(np.max(np.abs(found - expected) / expected))
     for _ in range(repeats):
         for method, search in searches.items():
+            # The threads of the method before still spin for a while.
+            time.sleep(PAUSE)
             start = time.perf_counter()
             search(queries)
             seconds[method].append(time.perf_counter() - start)
@@ -244,9 +249,10 @@ def _imagenet(name: str, make: Callable[..., np.ndarray], repeats: int) -> dict[
         rows = np.lib.format.open_memmap(f"{folder}/rows.npy", "w+", np.float32, IMAGENET)
         with progress.bar(IMAGENET[0], f"making rows, {name}", shown=True) as bar:
             for start in range(0, IMAGENET[0], WRITTEN):
-                part = rows[start : start + WRITTEN]
-                part[:] = make(*part.shape, rng)
-                bar.update(len(part))
+                count = min(WRITTEN, IMAGENET[0] - start)
+                rows[start : start + count] = make(count, IMAGENET[1], rng)
+                bar.update(count)
+        # No view may be left: what it maps would count as memory in use.
         rows.flush()
         del rows
         mapped = np.load(f"{folder}/rows.npy", mmap_mode="r")
