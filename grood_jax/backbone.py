@@ -1,7 +1,8 @@
 """A classifier cut in two pure functions: the one seam to neural-network frameworks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from grood_jax.outputs import Outputs
 Early = Callable[[Any, Array], Array]
 Late = Callable[[Any, Array], tuple[Array, Array]]
 Head = Callable[[Any], tuple[Array, Array]]
+Layers = Callable[[Any, Array], tuple[Array, ...]]
 Cut = str | tuple[Callable[..., Any], Callable[..., Any]]
 
 _TRAINING = (
@@ -36,16 +38,27 @@ class Backbone:
       early: from images to the activations at the cut.
       late: from the activations to features and logits.
       head: from arrays to the class head's weights (D, C) and bias (C,), where there is one.
+      layers: from arrays and images to the activations of middle layers, where they can be had.
+      input_std: what images were divided by, for each channel; empty where it is not known.
     """
 
     arrays: Any
     early: Early = field(metadata={"static": True})
     late: Late = field(metadata={"static": True})
     head: Head | None = field(default=None, metadata={"static": True})
+    layers: Layers | None = field(default=None, metadata={"static": True})
+    input_std: tuple[float, ...] = field(default=(), metadata={"static": True})
 
     @classmethod
     def from_functions(
-        cls, arrays: Any, early: Early, late: Late, head: Head | None = None
+        cls,
+        arrays: Any,
+        early: Early,
+        late: Late,
+        head: Head | None = None,
+        *,
+        layers: Layers | None = None,
+        input_std: Sequence[float] = (),
     ) -> "Backbone":
         """Makes a backbone of any framework's model.
 
@@ -54,20 +67,32 @@ class Backbone:
           early: ``(arrays, images) -> activations``, pure, in evaluation mode.
           late: ``(arrays, activations) -> (features, logits)``, pure, in evaluation mode.
           head: ``arrays -> (weights (D, C), bias (C,))``, if detectors are to use it.
+          layers: ``(arrays, images) -> activations`` of middle layers, a tuple of arrays
+            (B, …, C_l), if detectors are to use them.
+          input_std: what images were divided by, for each channel, if detectors are to move
+            pixels.
 
         Raises:
           TypeError: a stage is not callable, or not hashable (then every call would compile).
         """
-        for name, stage in (("early", early), ("late", late), ("head", head)):
-            if stage is None and name == "head":
+        stages = {"early": early, "late": late, "head": head, "layers": layers}
+        for name, stage in stages.items():
+            if stage is None and name in ("head", "layers"):
                 continue
             if not callable(stage):
                 raise TypeError(f"{name} is {stage!r}; expected a function")
             _check_hashable(name, stage)
-        return cls(arrays, early, late, head)
+        return cls(arrays, early, late, head, layers, tuple(map(float, input_std)))
 
     @classmethod
-    def from_nnx(cls, model: Any, *, cut: Cut) -> "Backbone":
+    def from_nnx(
+        cls,
+        model: Any,
+        *,
+        cut: Cut,
+        layers: Callable[..., Any] | None = None,
+        input_std: Sequence[float] = (),
+    ) -> "Backbone":
         """Makes a backbone of a flax.nnx module; the module itself is left as it is.
 
         The backbone holds the arrays that the module has now: training the module further does
@@ -80,6 +105,9 @@ class Backbone:
           cut: the name of a stage, where the model has ``stages`` and methods
             ``early(images, cut)`` and ``late(hidden, cut)`` as `grood_jax.models` have; or two
             functions ``(early(model, images), late(model, hidden))``.
+          layers: ``(model, images) -> activations`` of middle layers, as for `from_functions`;
+            by default the model's method ``activations(images)``, if it has one.
+          input_std: as for `from_functions`.
 
         Raises:
           TypeError: ``model`` is no nnx module, or has no stages for a named cut; a function is
@@ -105,10 +133,20 @@ class Backbone:
             _NnxStage(graph, early, name),
             _NnxStage(graph, late, name),
             _NnxHead(graph) if has_head else None,
+            _middle(model, layers, partial(_NnxStage, graph)),
+            tuple(map(float, input_std)),
         )
 
     @classmethod
-    def from_linen(cls, module: Any, variables: Mapping[str, Any], *, cut: Cut) -> "Backbone":
+    def from_linen(
+        cls,
+        module: Any,
+        variables: Mapping[str, Any],
+        *,
+        cut: Cut,
+        layers: Callable[..., Any] | None = None,
+        input_std: Sequence[float] = (),
+    ) -> "Backbone":
         """Makes a backbone of a flax.linen module with its variables.
 
         Args:
@@ -117,6 +155,8 @@ class Backbone:
             a dense layer by the name of ``head``, that is taken for the layer from features to
             logits.
           cut: as for `from_nnx`; the functions take the bound module first.
+          layers: as for `from_nnx`; it takes the bound module first.
+          input_std: as for `from_functions`.
 
         Raises:
           TypeError: ``module`` is no linen module, or has no stages for a named cut; it or a
@@ -141,6 +181,8 @@ class Backbone:
             _LinenStage(module, early, name),
             _LinenStage(module, late, name),
             _linen_head if has_head else None,
+            _middle(module, layers, partial(_LinenStage, module)),
+            tuple(map(float, input_std)),
         )
 
     def hidden(self, images: Float[Array | np.ndarray, "b ..."]) -> Float[Array, "b ..."]:
@@ -187,6 +229,33 @@ class Backbone:
                 )
         features, logits = returned
         return Outputs(features.astype(jnp.float32), logits.astype(jnp.float32))
+
+    def middle(
+        self, images: Float[Array | np.ndarray, "b ..."]
+    ) -> tuple[Float[Array, "b ..."], ...]:
+        """The activations of middle layers, (B, …, C_l) each.
+
+        Args:
+          images: normalised images, (B, ...), floating-point.
+
+        Raises:
+          TypeError: ``images`` are not floating-point.
+          ValueError: the backbone has no ``layers``, they returned anything but a tuple of arrays
+            (B, …, C_l), or the model runs in training mode.
+        """
+        if self.layers is None:
+            raise ValueError("layers is None; expected a function of arrays and images")
+        images = _floating("images", images)
+        returned = self.layers(self.arrays, images)
+        count = images.shape[0]
+        if not isinstance(returned, tuple) or not returned:
+            raise ValueError(f"layers returned {_described(returned)}; expected a tuple of arrays")
+        for part in returned:
+            if not isinstance(part, Array) or part.ndim < 2 or part.shape[0] != count:
+                raise ValueError(
+                    f"layers returned {_described(part)}; expected arrays ({count}, ..., channels)"
+                )
+        return returned
 
     def __call__(self, images: Float[Array | np.ndarray, "b ..."]) -> Outputs:
         """Features (B, D) and logits (B, C) of images; raises as `hidden` and `finish` do."""
@@ -248,6 +317,24 @@ def _stages(model: Any, cut: Cut) -> tuple[Callable[..., Any], Callable[..., Any
     if cut not in stages:
         raise ValueError(f"cut is {cut!r}; expected one of {', '.join(stages)}")
     return _ByName("early", cut), _ByName("late", cut), cut
+
+
+@dataclass(frozen=True)
+class _Activations:
+    """A model's own method for its middle layers."""
+
+    def __call__(self, model: Any, images: Array) -> Any:
+        return model.activations(images)
+
+
+def _middle(
+    model: Any, layers: Callable[..., Any] | None, stage: Callable[..., Layers]
+) -> Layers | None:
+    if layers is not None:
+        _check_hashable("layers", layers)
+        return stage(layers, "functions")
+    has_method = callable(getattr(model, "activations", None))
+    return stage(_Activations(), "activations") if has_method else None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Forward passes: each image once, and the few that are mixed once more."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,19 +15,35 @@ from grood_jax import checks
 from grood_jax.backbone import Backbone
 from grood_jax.data import Batch
 from grood_jax.detectors import MixedTraining
+from grood_jax.errors import UserError
+from grood_jax.grams import gram_sums
 from grood_jax.mixup import mix_with_prototypes, other_classes
-from grood_jax.outputs import Mix, Outputs
+from grood_jax.outputs import Grams, Mix, Need, Outputs, Perturbed
+from grood_jax.perturbation import perturb
 from grood_jax.prototypes import ClassSums, accumulate, class_sums, means
 
 TrainingBatches = Callable[[np.ndarray | None], Iterable[Batch]]
 """Batches of the training rows given, in that order; of all rows for None."""
+
+Arrays = dict[str, np.ndarray]
+Recall = Callable[[Mapping[str, Any], Iterable[str], Callable[[], Arrays]], Arrays]
+"""``(about, names, make) -> arrays``: of ``make``, or of an earlier call about the same.
+
+What it is about decides the arrays; the names say which of them are wanted.
+"""
+
+
+def make_anew(about: Mapping[str, Any], names: Iterable[str], make: Callable[[], Arrays]) -> Arrays:
+    """A `Recall` that remembers nothing."""
+    del about, names
+    return make()
 
 
 def extract(
     backbone: Backbone,
     batches: Iterable[Batch],
     *,
-    mixes: tuple[Mix, ...] = (),
+    needs: tuple[Need, ...] = (),
     early_prototypes: Float[Array, "c ..."] | None = None,
 ) -> Outputs:
     """Runs the network once over the batches.
@@ -34,8 +51,8 @@ def extract(
     Args:
       backbone: the classifier.
       batches: padded batches of one shape.
-      mixes: the mixed copies to compute as well.
-      early_prototypes: what is mixed in, (C, ...).
+      needs: what to compute beside features and logits.
+      early_prototypes: what is mixed in, (C, ...), for a `Mix`.
 
     Returns:
       Outputs of the valid rows in order, as NumPy arrays.
@@ -43,10 +60,74 @@ def extract(
     Raises:
       ValueError: there is no batch.
     """
-    return _gather(
-        (_forward(backbone, batch.images, early_prototypes, mixes), batch.valid)
-        for batch in batches
-    )
+    return extract_labelled(backbone, batches, needs=needs, early_prototypes=early_prototypes)[0]
+
+
+def extract_labelled(
+    backbone: Backbone,
+    batches: Iterable[Batch],
+    *,
+    needs: tuple[Need, ...] = (),
+    early_prototypes: Float[Array, "c ..."] | None = None,
+    recall: Recall = make_anew,
+    about: Mapping[str, Any] | None = None,
+) -> tuple[Outputs, Int[np.ndarray, " n"]]:
+    """As `extract`, with the labels of the batches.
+
+    Args:
+      backbone: the classifier.
+      batches: padded batches of one shape; read only if there is nothing to recall.
+      needs: what to compute beside features and logits.
+      early_prototypes: what is mixed in, (C, ...), for a `Mix`.
+      recall: gives the arrays, or has them made.
+      about: what the images are, for ``recall``.
+    """
+
+    def make() -> Arrays:
+        outputs, labels = _gather(
+            (
+                (network_outputs(backbone, batch.images, early_prototypes, needs), batch.labels),
+                batch.valid,
+            )
+            for batch in batches
+        )
+        return outputs.arrays() | {"labels": labels}
+
+    arrays = recall(about or {}, ("features", "logits", "labels", *map(str, needs)), make)
+    return Outputs.from_arrays(arrays, needs), arrays["labels"]
+
+
+def require_needs(backbone: Backbone, needs: Mapping[Need, str], images: Any) -> None:
+    """Refuses what a backbone cannot give, before anything is computed.
+
+    Args:
+      backbone: the classifier.
+      needs: what is needed, and the name of the detector that needs it.
+      images: a batch.
+
+    Raises:
+      UserError: the backbone has no middle layers, no gradient, or does not know the images' scale.
+    """
+    for need, name in needs.items():
+        if isinstance(need, Grams) and backbone.layers is None:
+            raise UserError(
+                f"{name} needs the activations of middle layers, and the backbone has none; make "
+                "it of a model with a method `activations(images)`, or give it `layers`"
+            )
+        if isinstance(need, Perturbed):
+            if not backbone.input_std:
+                raise UserError(
+                    f"{name} moves pixels, and the backbone does not say what images were divided "
+                    "by; give it `input_std`"
+                )
+            try:
+                jax.eval_shape(partial(_perturbed_logits, need), backbone, jnp.asarray(images))
+            except Exception as error:
+                line = (str(error).strip() or repr(error)).splitlines()[0]
+                raise UserError(
+                    f"{name} needs the gradient of the logits with respect to images, and the "
+                    f"backbone cannot give it: {line}"
+                ) from error
 
 
 def _gather(results: Iterable[tuple[Any, Bool[np.ndarray, " b"]]]) -> Any:
@@ -79,6 +160,7 @@ class TrainingPass:
       outputs: features and logits of the N training samples.
       labels: their classes, (N,) int32.
       early_prototypes: class means of the activations at the cut, (C, ...) float32, if asked for.
+      recall: gives the arrays of second passes, or has them made.
     """
 
     backbone: Backbone
@@ -86,18 +168,23 @@ class TrainingPass:
     outputs: Outputs
     labels: Int[Array, " n"]
     early_prototypes: Float[Array, "c ..."] | None
+    recall: Recall = make_anew
 
     def mixed_samples(self, source: MixedTraining, key: Array) -> Outputs:
         """Outputs of samples drawn at random, each mixed with its second most likely class."""
         drawn = jax.random.permutation(key, len(self.labels))[: source.samples]
         rows = np.sort(np.asarray(drawn))
         targets = self._others(rows, 1, source.present)[:, 0]
-        return self._second_pass(rows, targets, source.weight, _forward_mixed)
+        arrays = self._second_pass(
+            rows, targets, source.weight, _forward_mixed, ("features", "logits")
+        )
+        return jax.tree.map(jnp.asarray, Outputs.from_arrays(arrays))
 
     def mixed_copies(self, rows: Int[np.ndarray, " r"], mix: Mix) -> Float[Array, "r k d"]:
         """Features of the rows' mixed copies."""
         targets = self._others(rows, mix.classes, mix.present)
-        return self._second_pass(rows, targets, mix.weight, _forward_mixed_copies)
+        run = _forward_mixed_copies
+        return jnp.asarray(self._second_pass(rows, targets, mix.weight, run, ("mixed",))["mixed"])
 
     def _others(
         self, rows: Int[np.ndarray, " r"], count: int, present: tuple[int, ...]
@@ -111,8 +198,11 @@ class TrainingPass:
         targets: Int[np.ndarray, "r ..."],
         weight: float,
         run: Callable[..., Any],
-    ) -> Any:
+        names: tuple[str, ...],
+    ) -> Arrays:
         """Runs the network over some rows, mixed with the early prototypes of the targets."""
+        digest = hashlib.sha256(rows.astype(np.int64).tobytes() + targets.tobytes()).hexdigest()
+        about = {"set": "mixed training set", "rows and targets": digest, "weight": weight}
         expected = np.asarray(self.labels)[rows]
 
         def results() -> Iterator[tuple[Any, Bool[np.ndarray, " b"]]]:
@@ -141,16 +231,25 @@ class TrainingPass:
                     "batches of just these rows, in their order"
                 )
 
-        return jax.tree.map(jnp.asarray, _gather(results()))
+        return self.recall(about, names, lambda: _gather(results()))
 
 
-def run_training_set(backbone: Backbone, train: TrainingBatches, *, early: bool) -> TrainingPass:
+def run_training_set(
+    backbone: Backbone,
+    train: TrainingBatches,
+    *,
+    early: bool,
+    needs: tuple[Need, ...] = (),
+    recall: Recall = make_anew,
+) -> TrainingPass:
     """Runs the network once over the training set.
 
     Args:
       backbone: the classifier.
       train: gives batches of the training set.
       early: average the activations at the cut by class on the way.
+      needs: what to compute beside features and logits; no mixed copies.
+      recall: gives the arrays, or has them made.
 
     Raises:
       ValueError: a label that is no class, features, logits or activations that are not finite,
@@ -170,21 +269,29 @@ def run_training_set(backbone: Backbone, train: TrainingBatches, *, early: bool)
             # A label that is no class would spoil the sums: say so before the pass goes on.
             checks.classes("labels of the training set", labels[-1], count, ("N",))
             if sums is None:
-                outputs = _forward(backbone, batch.images, None, ())
+                outputs = network_outputs(backbone, batch.images, None, needs)
             else:
                 outputs, sums = _forward_and_sum(
-                    backbone, batch.images, batch.labels, batch.valid, sums
+                    backbone, batch.images, batch.labels, batch.valid, needs, sums
                 )
             yield outputs, batch.valid
 
-    outputs = jax.tree.map(jnp.asarray, _gather(results()))
-    checks.finite("features of the training set", outputs.features)
-    checks.finite("logits of the training set", outputs.logits)
-    prototypes = None if sums is None else means(sums)
+    def make() -> Arrays:
+        arrays = _gather(results()).arrays() | {"labels": np.concatenate(labels).astype(np.int32)}
+        return arrays if sums is None else arrays | {"early": np.asarray(means(sums))}
+
+    names = ["features", "logits", "labels", *map(str, needs), *(["early"] if early else [])]
+    arrays = recall({"set": "training set"}, names, make)
+    outputs = Outputs.from_arrays(arrays, needs)
+    # What is large beside these stays on the host.
+    features, logits = jnp.asarray(outputs.features), jnp.asarray(outputs.logits)
+    outputs = replace(outputs, features=features, logits=logits)
+    checks.finite("features of the training set", features)
+    checks.finite("logits of the training set", logits)
+    prototypes = jnp.asarray(arrays["early"]) if early else None
     if prototypes is not None:
         checks.finite("class means of the activations at the cut", prototypes)
-    joined = jnp.asarray(np.concatenate(labels), jnp.int32)
-    return TrainingPass(backbone, train, outputs, joined, prototypes)
+    return TrainingPass(backbone, train, outputs, jnp.asarray(arrays["labels"]), prototypes, recall)
 
 
 def _hidden_and_logits(
@@ -194,37 +301,64 @@ def _hidden_and_logits(
     return hidden, jnp.asarray(backbone.finish(hidden).logits)
 
 
-@partial(jax.jit, static_argnames="mixes")
-def _forward(
+@partial(jax.jit, static_argnames="needs")
+def network_outputs(
     backbone: Backbone,
     images: Float[Array, "b ..."],
     early_prototypes: Float[Array, "c ..."] | None,
-    mixes: tuple[Mix, ...],
+    needs: tuple[Need, ...],
 ) -> Outputs:
+    """Outputs of a batch, with what else is needed; compiled."""
     hidden = backbone.hidden(images)
-    outputs = backbone.finish(hidden)
-    if not mixes:
-        return outputs
-    if early_prototypes is None:
-        raise ValueError("early_prototypes is None; expected (C, ...), what is mixed in")
-    mixed: dict[Mix, Float[Array | np.ndarray, "b k d"]] = {}
-    for mix in mixes:
-        logits = jnp.asarray(outputs.logits)
-        targets = other_classes(logits, mix.classes, _classes(mix.present))
-        mixed[mix] = _mixed_features(backbone, hidden, early_prototypes, targets, mix.weight)
-    return Outputs(outputs.features, outputs.logits, mixed)
+    return _with_extra(backbone, images, hidden, early_prototypes, needs)
 
 
-@partial(jax.jit, donate_argnames="sums")
+@partial(jax.jit, static_argnames="needs", donate_argnames="sums")
 def _forward_and_sum(
     backbone: Backbone,
     images: Float[Array, "b ..."],
     labels: Int[Array, " b"],
     valid: Bool[Array, " b"],
+    needs: tuple[Need, ...],
     sums: ClassSums,
 ) -> tuple[Outputs, ClassSums]:
     hidden = backbone.hidden(images)
-    return backbone.finish(hidden), accumulate(sums, hidden, labels, valid)
+    outputs = _with_extra(backbone, images, hidden, None, needs)
+    return outputs, accumulate(sums, hidden, labels, valid)
+
+
+def _with_extra(
+    backbone: Backbone,
+    images: Float[Array, "b ..."],
+    hidden: Float[Array, "b ..."],
+    early_prototypes: Float[Array, "c ..."] | None,
+    needs: tuple[Need, ...],
+) -> Outputs:
+    outputs = backbone.finish(hidden)
+    extra: dict[Need, Any] = {}
+    for need in needs:
+        if isinstance(need, Perturbed):
+            extra[need] = _perturbed_logits(need, backbone, images)
+        elif isinstance(need, Grams):
+            # The compiler finds what this has in common with the pass itself.
+            layers = backbone.middle(images)
+            extra[need] = tuple(gram_sums(layer, need.powers) for layer in layers)
+        elif early_prototypes is None:
+            raise ValueError("early_prototypes is None; expected (C, ...), what is mixed in")
+        else:
+            logits = jnp.asarray(outputs.logits)
+            targets = other_classes(logits, need.classes, _classes(need.present))
+            extra[need] = _mixed_features(backbone, hidden, early_prototypes, targets, need.weight)
+    return replace(outputs, extra=extra)
+
+
+def _perturbed_logits(
+    need: Perturbed, backbone: Backbone, images: Float[Array, "b ..."]
+) -> Float[Array, "b c"]:
+    def logits_of(images: Float[Array, "b ..."]) -> Float[Array, "b c"]:
+        return jnp.asarray(backbone(images).logits)
+
+    return logits_of(perturb(logits_of, images, backbone.input_std, need.temperature, need.noise))
 
 
 @jax.jit
@@ -234,9 +368,10 @@ def _forward_mixed(
     early_prototypes: Float[Array, "c ..."],
     targets: Int[Array, " b"],
     weight: Float[Array, ""],
-) -> Outputs:
+) -> dict[str, Array]:
     hidden = backbone.hidden(images)
-    return backbone.finish(mix_with_prototypes(hidden, early_prototypes, targets, weight))
+    outputs = backbone.finish(mix_with_prototypes(hidden, early_prototypes, targets, weight))
+    return {"features": jnp.asarray(outputs.features), "logits": jnp.asarray(outputs.logits)}
 
 
 @jax.jit
@@ -246,9 +381,9 @@ def _forward_mixed_copies(
     early_prototypes: Float[Array, "c ..."],
     targets: Int[Array, "b k"],
     weight: Float[Array, ""],
-) -> Float[Array, "b k d"]:
+) -> dict[str, Array]:
     hidden = backbone.hidden(images)
-    return _mixed_features(backbone, hidden, early_prototypes, targets, weight)
+    return {"mixed": _mixed_features(backbone, hidden, early_prototypes, targets, weight)}
 
 
 def _mixed_features(

@@ -28,6 +28,8 @@ LAYERS: tuple[dict[str, tuple[str, ...]], ...] = (
         "mathematics": (
             "prototypes",
             "mixup",
+            "perturbation",
+            "grams",
             "gradients",
             "bank",
             "bank_building",
@@ -50,7 +52,12 @@ LAYERS: tuple[dict[str, tuple[str, ...]], ...] = (
         "checkpoints": ("checkpoints",),
         "results": ("results",),
     },
-    {"training": ("training",), "bank files": ("bank_files",)},
+    {
+        "training": ("training",),
+        "bank files": ("bank_files",),
+        "cache": ("cache",),
+        "search": ("search",),
+    },
     {"command helpers": ("command",)},
     {"command lines": ("eval", "train", "models.import_torch", "data.convert")},
 )

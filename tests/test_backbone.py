@@ -196,7 +196,7 @@ def test_same_numbers_as_the_model_itself(make, cut: str, images: jax.Array) -> 
         np.testing.assert_allclose(outputs.features, features, atol=1e-5)
         np.testing.assert_allclose(outputs.logits, logits, atol=1e-5)
         assert (outputs.features.dtype, outputs.logits.dtype) == (jnp.float32, jnp.float32)
-        assert outputs.mixed == {}
+        assert outputs.extra == {}
     # The model's own evaluation mode says the same.
     evaluated = nnx.view(net, deterministic=True, use_running_average=True)
     np.testing.assert_allclose(evaluated(images), logits, atol=1e-5)

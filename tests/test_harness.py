@@ -186,7 +186,7 @@ def test_interpolation_runs_the_second_stage_once_for_each_copy(key):
     harness.extract(
         backbone,
         stream(image_set(BATCH, 2)),
-        mixes=fitted.mixes,
+        needs=fitted.needs,
         early_prototypes=fitted.early_prototypes,
     )
     assert counts.now().early == before.early + 1
@@ -217,7 +217,7 @@ def test_ragged_batches_never_retrace(key):
     backbone, counts = network()
     detectors = {"g": grood(mixup_samples=40, interpolate=True, interpolate_classes=1), "m": msp()}
     fitted = harness.fit_detectors(backbone, train_of(training_set()), detectors, key=key)
-    with_mixes = {"mixes": fitted.mixes, "early_prototypes": fitted.early_prototypes}
+    with_mixes = {"needs": fitted.needs, "early_prototypes": fitted.early_prototypes}
     harness.extract(backbone, stream(image_set(BATCH, 2)), **with_mixes)
     before = counts.now()
     for count in (1, 11, 31, 33, 70):
@@ -364,10 +364,10 @@ def test_mixed_copies_against_numpy_at_fitting_and_at_scoring(key, size):
     fitted = harness.fit_detectors(
         backbone,
         train_of(images, size),
-        {"r": recorder(mix=mix, rows=lambda training, key: jnp.asarray(rows))},
+        {"r": recorder(needs=(mix,), rows=lambda training, key: jnp.asarray(rows))},
         key=key,
     )
-    assert fitted.mixes == (mix,)
+    assert fitted.needs == (mix,)
     np.testing.assert_allclose(fitted.early_prototypes, early_means(images), atol=1e-6)
     hidden = hidden_64(images.images)
     others = np.argsort(-logits_64(hidden), axis=1)[:, 1:3]
@@ -377,31 +377,31 @@ def test_mixed_copies_against_numpy_at_fitting_and_at_scoring(key, size):
     scored = harness.extract(
         backbone,
         stream(images, size),
-        mixes=fitted.mixes,
+        needs=fitted.needs,
         early_prototypes=fitted.early_prototypes,
     )
-    np.testing.assert_allclose(scored.mixed[mix], expected, atol=1e-5)
+    np.testing.assert_allclose(scored.extra[mix], expected, atol=1e-5)
 
 
 def test_two_detectors_with_different_mixes(key):
     backbone = shared()
     mixes = (Mix(1, 0.5), Mix(2, 0.5))
     detectors = {
-        str(mix.classes): recorder(mix=mix, rows=lambda training, key: jnp.arange(5))
+        str(mix.classes): recorder(needs=(mix,), rows=lambda training, key: jnp.arange(5))
         for mix in reversed(mixes)
     }
     fitted = harness.fit_detectors(backbone, train_of(training_set()), detectors, key=key)
-    assert fitted.mixes == mixes
+    assert fitted.needs == mixes
     found = harness.extract(
         backbone,
         stream(training_set()),
-        mixes=fitted.mixes,
+        needs=fitted.needs,
         early_prototypes=fitted.early_prototypes,
     )
     one, two = (fitted.detectors[name].state.mixed for name in "12")
     assert (one.shape, two.shape) == ((5, 1, WIDTH), (5, 2, WIDTH))
-    np.testing.assert_allclose(one, found.mixed[mixes[0]][:5], atol=1e-6)
-    np.testing.assert_allclose(two, found.mixed[mixes[1]][:5], atol=1e-6)
+    np.testing.assert_allclose(one, found.extra[mixes[0]][:5], atol=1e-6)
+    np.testing.assert_allclose(two, found.extra[mixes[1]][:5], atol=1e-6)
 
 
 def test_interpolation_end_to_end(key):
@@ -410,7 +410,7 @@ def test_interpolation_end_to_end(key):
     images = training_set()
     detector = grood(interpolate=True, interpolate_classes=2, ood_prototype="prototype-mean")
     fitted = harness.fit_detectors(backbone, train_of(images), {"grood": detector}, key=key)
-    with_mixes = {"mixes": fitted.mixes, "early_prototypes": fitted.early_prototypes}
+    with_mixes = {"needs": fitted.needs, "early_prototypes": fitted.early_prototypes}
     state = fitted.detectors["grood"].state
     inside = harness.extract(backbone, stream(images), **with_mixes)
     outside = harness.extract(backbone, stream(image_set(40, 7)), **with_mixes)
@@ -439,7 +439,7 @@ def scores_in_batches() -> Callable[[int], dict[str, np.ndarray]]:
         outputs = harness.extract(
             backbone,
             stream(image_set(50, 5), size),
-            mixes=fitted.mixes,
+            needs=fitted.needs,
             early_prototypes=fitted.early_prototypes,
         )
         return {
@@ -511,7 +511,7 @@ def test_what_is_not_asked_for_is_not_made(key):
     fitted = fit({"r": recorder(), "msp": msp()}, key, noise=never, validation=never)
     state: Training = fitted.detectors["r"].state
     assert (state.ood, state.mixed, fitted.early_prototypes) == (None, None, None)
-    assert fitted.mixes == ()
+    assert fitted.needs == ()
 
 
 @pytest.mark.parametrize("source", ["noise", "validation"])
@@ -597,10 +597,10 @@ def test_mixes_forgotten_at_scoring(key):
     detector = grood(interpolate=True, ood_prototype="prototype-mean")
     fitted = harness.fit_detectors(backbone, train_of(training_set()), {"grood": detector}, key=key)
     plain = harness.extract(backbone, stream(image_set(5, 2)))
-    with pytest.raises(ValueError, match="outputs.mixed has no Mix.*expected it"):
+    with pytest.raises(ValueError, match="outputs.extra has no Mix.*expected it"):
         harness.score(detector, fitted.detectors["grood"].state, plain)
     with pytest.raises(ValueError, match="early_prototypes is None"):
-        harness.extract(backbone, stream(image_set(5, 2)), mixes=fitted.mixes)
+        harness.extract(backbone, stream(image_set(5, 2)), needs=fitted.needs)
 
 
 def test_errors_of_a_detector_come_through(key):

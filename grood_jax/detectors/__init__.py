@@ -1,11 +1,14 @@
 """Detectors by name. Each is a factory that returns a pair of pure functions, `Detector`."""
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 from grood_jax import checks
+from grood_jax.detectors.ash import ash
 from grood_jax.detectors.base import (
     Detector,
     MixedTraining,
@@ -15,10 +18,67 @@ from grood_jax.detectors.base import (
     Validation,
     require_head,
 )
+from grood_jax.detectors.combine import combine
+from grood_jax.detectors.dice import dice
+from grood_jax.detectors.energy import energy
+from grood_jax.detectors.entropy import entropy
+from grood_jax.detectors.fdbd import fdbd
+from grood_jax.detectors.gen import gen
+from grood_jax.detectors.gradnorm import gradnorm
+from grood_jax.detectors.gram import gram
 from grood_jax.detectors.grood import GroodState, grood
+from grood_jax.detectors.kl_matching import kl_matching
+from grood_jax.detectors.knn import knn
+from grood_jax.detectors.mahalanobis import mahalanobis
+from grood_jax.detectors.max_logit import max_logit
 from grood_jax.detectors.msp import msp
+from grood_jax.detectors.nci import nci
+from grood_jax.detectors.nnguide import nnguide
+from grood_jax.detectors.odin import odin
+from grood_jax.detectors.openmax import openmax
+from grood_jax.detectors.react import react
+from grood_jax.detectors.relative_mahalanobis import relative_mahalanobis
+from grood_jax.detectors.residual import residual
+from grood_jax.detectors.scale import scale
+from grood_jax.detectors.she import she
+from grood_jax.detectors.temperature_scaling import temperature_scaling
+from grood_jax.detectors.vim import vim
+from grood_jax.detectors.vra import vra
 
-_FACTORIES: dict[str, Callable[..., Detector]] = {"grood": grood, "msp": msp}
+ENTRY_POINTS = "grood_jax.detectors"
+"""The group of entry points under which other packages offer detectors."""
+
+_factories: dict[str, Callable[..., Detector]] = {
+    factory.__name__: factory
+    for factory in (
+        grood,
+        msp,
+        ash,
+        dice,
+        energy,
+        entropy,
+        fdbd,
+        gen,
+        gradnorm,
+        gram,
+        kl_matching,
+        knn,
+        mahalanobis,
+        max_logit,
+        nci,
+        nnguide,
+        odin,
+        openmax,
+        react,
+        relative_mahalanobis,
+        residual,
+        scale,
+        she,
+        temperature_scaling,
+        vim,
+        vra,
+    )
+}
 
 __all__ = [
     "Detector",
@@ -28,18 +88,73 @@ __all__ = [
     "OODSource",
     "Training",
     "Validation",
+    "ash",
+    "combine",
     "create",
+    "dice",
+    "energy",
+    "entropy",
+    "fdbd",
+    "gen",
+    "gradnorm",
+    "gram",
     "grood",
+    "kl_matching",
+    "knn",
+    "mahalanobis",
+    "max_logit",
     "msp",
     "names",
+    "nci",
+    "nnguide",
+    "odin",
+    "openmax",
     "options",
+    "react",
+    "register",
+    "relative_mahalanobis",
     "require_head",
+    "residual",
+    "scale",
+    "she",
+    "temperature_scaling",
+    "vim",
+    "vra",
 ]
+
+
+def register(factory: Callable[..., Detector], name: str | None = None) -> None:
+    """Makes a detector known by name, to `create` and to the command line.
+
+    A package does this for its users by an entry point of the group ``grood_jax.detectors``:
+    ``mine = "my_package:mine"`` in ``[project.entry-points."grood_jax.detectors"]``.
+
+    Args:
+      factory: makes the detector; its options are keywords with defaults.
+      name: the name, by default the factory's own.
+
+    Raises:
+      ValueError: another factory has that name, or an option has no default.
+    """
+    name = factory.__name__ if name is None else name
+    if _factories.get(name, factory) is not factory:
+        raise ValueError(f"detector {name!r} is registered already; choose another name")
+    for option, parameter in inspect.signature(factory).parameters.items():
+        if parameter.default is inspect.Parameter.empty:
+            raise ValueError(f"{name}'s option {option!r} has no default; expected one")
+    _factories[name] = factory
+
+
+@functools.cache
+def _load_entry_points() -> None:
+    for point in metadata.entry_points(group=ENTRY_POINTS):
+        register(point.load(), point.name)
 
 
 def names() -> tuple[str, ...]:
     """The names that `create` knows."""
-    return tuple(_FACTORIES)
+    _load_entry_points()
+    return tuple(_factories)
 
 
 def options(name: str) -> dict[str, Any]:
@@ -49,7 +164,7 @@ def options(name: str) -> dict[str, Any]:
       ValueError: no detector has that name.
     """
     checks.choice("detector", name, names())
-    parameters = inspect.signature(_FACTORIES[name]).parameters
+    parameters = inspect.signature(_factories[name]).parameters
     return {key: parameter.default for key, parameter in parameters.items()}
 
 
@@ -72,4 +187,4 @@ def create(name: str, **given: Any) -> Detector:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             listed = ", ".join(known) or "no options"
             raise ValueError(f"{name} has no option {option!r}; expected {listed}{hint}")
-    return _FACTORIES[name](**given)
+    return _factories[name](**given)

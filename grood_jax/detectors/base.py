@@ -1,13 +1,13 @@
 """What a detector is: a pair of pure functions and a statement of what it needs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 from jaxtyping import Array, Float, Int
 
-from grood_jax.outputs import Mix, Outputs
+from grood_jax.outputs import Need, Outputs
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,13 @@ class Training:
     """All that a detector may be fitted on.
 
     Attributes:
-      outputs: outputs of the N training samples; ``outputs.mixed`` is empty.
+      outputs: outputs of the N training samples; ``outputs.extra`` holds what
+        `Detector.fit_needs` asks for.
       labels: their classes, (N,) int32.
       ood: outputs of samples that stand for "not in distribution", if the detector asks for
         them by `Detector.ood`.
       mixed: features of mixed copies of the R rows that `Detector.rows` names, (R, K, D), if the
-        detector asks for them by `Detector.mix`.
+        detector has such.
       head: the class head's weights (D, C) and bias (C,), if the detector asks for them by
         `Detector.head`: ``logits = features @ weights + bias``.
     """
@@ -78,9 +79,14 @@ class Detector:
         ``compiled``.
       options: the options it was made with.
       ood: what stands for "not in distribution" at fitting, if it needs that.
-      mix: mixed copies that it needs of each sample at scoring, and at fitting of `rows`.
-      rows: ``(Training, key) -> row indices`` whose mixed copies it needs at fitting.
+      needs: what it needs of each sample at scoring beside features and logits.
+      fit_needs: what it needs of each training sample; no mixed copies.
+      rows: ``(Training, key) -> row indices`` whose mixed copies it needs at fitting, mixed as
+        ``needs`` says first.
       head: whether it needs the class head at fitting.
+      grid: values to try for some options, where a validation set chooses.
+      fit_key: what ``fit`` depends on; detectors of one name and equal keys may share a fitted
+        state. None: shared with no other.
       compiled: whether ``score`` may be jitted; not where it reads rows that lie on the host.
     """
 
@@ -89,9 +95,12 @@ class Detector:
     score: Callable[[Any, Outputs], Float[Array, " b"]]
     options: Mapping[str, Any] = field(default_factory=dict)
     ood: OODSource | None = None
-    mix: Mix | None = None
+    needs: tuple[Need, ...] = ()
+    fit_needs: tuple[Need, ...] = ()
     rows: Callable[[Training, Array], Int[Array, " r"]] | None = None
     head: bool = False
+    grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    fit_key: Hashable = None
     compiled: bool = True
 
 

@@ -174,7 +174,7 @@ def grood(
         sample = gradients(outputs.features, state.class_prototypes, state.ood_prototype)
         if mix is not None:
             sample = sample + _mixed_gradients(
-                jnp.asarray(outputs.mixed[mix]), state.class_prototypes, state.ood_prototype
+                jnp.asarray(outputs.extra[mix]), state.class_prototypes, state.ood_prototype
             )
         return search(sample, state.bank, k)
 
@@ -197,8 +197,9 @@ def grood(
         score,
         options,
         ood=sources[ood_prototype],
-        mix=mix,
-        rows=rows if mix else None,
+        needs=() if mix is None else (mix,),
+        rows=None if mix is None else rows,
+        grid={"k": (1, 5, 10, 20, 50)},
         compiled=bank_dtype == "float32",
     )
 

@@ -8,8 +8,8 @@ from typing import Any
 def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
     """Reads ``name`` or ``name:option=value,option=value``.
 
-    Values are JSON (``5``, ``0.3``, ``true``, ``[0,1]``), or ``True``, ``False``, ``None`` or
-    words.
+    Values are JSON (``5``, ``0.3``, ``true``, ``[0,1]`` or ``(0,1)``), or ``True``,
+    ``False``, ``None`` or words.
 
     Args:
       text: the detector's name and options.
@@ -23,7 +23,7 @@ def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
     name, _, rest = text.partition(":")
     options: dict[str, Any] = {}
     # Commas inside brackets belong to a value.
-    for item in re.split(r",(?![^\[]*\])", rest) if rest else []:
+    for item in re.split(r",(?![^\[(]*[\])])", rest) if rest else []:
         option, equals, value = item.partition("=")
         if not (option and equals and value):
             raise ValueError(
@@ -36,6 +36,8 @@ def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _value(text: str) -> Any:
+    if text.startswith("(") and text.endswith(")"):
+        text = f"[{text[1:-1]}]"
     words = {"True": True, "False": False, "None": None}
     if text in words:
         return words[text]

@@ -36,6 +36,16 @@ class Staged(nnx.Module):
             hidden = getattr(self, name)(hidden)
         return hidden
 
+    def activations(
+        self, images: Float[Array | np.ndarray, "b h w c"]
+    ) -> tuple[Float[Array, "b _ _ _"], ...]:
+        """Activations after each stage, (B, H, W, C)."""
+        found, hidden = [], jnp.asarray(images)
+        for name in self.stages:
+            hidden = getattr(self, name)(hidden)
+            found.append(hidden)
+        return tuple(found)
+
     def late(
         self, hidden: Float[Array | np.ndarray, "b h w c"], cut: str
     ) -> tuple[Float[Array, "b d"], Float[Array, "b k"]]:

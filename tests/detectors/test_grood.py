@@ -156,9 +156,9 @@ def test_the_detector_says_what_it_needs():
     assert grood(ood_prototype="noise").ood == Noise(1000)
     assert grood(ood_prototype="validation").ood == Validation()
     assert grood(ood_prototype="prototype-mean").ood is None
-    assert grood().mix is None and grood().rows is None
+    assert grood().needs == () and grood().rows is None
     mixing = grood(interpolate=True, interpolate_classes=2, interpolate_weight=0.7)
-    assert mixing.mix == gj.Mix(2, 0.7) and mixing.rows is not None
+    assert mixing.needs == (gj.Mix(2, 0.7),) and mixing.rows is not None
 
 
 def test_options_are_plain_values():
@@ -240,12 +240,13 @@ def with_mixed(found, mix, seed):
 
 def test_interpolate_adds_the_mean_gradient_of_the_mixed_copies(key):
     detector = grood(ood_prototype="prototype-mean", interpolate=True, interpolate_classes=2)
-    assert detector.mix is not None and detector.rows is not None
+    assert detector.rows is not None
+    (mix,) = detector.needs
     rows = np.asarray(detector.rows(training(), key))
     np.testing.assert_array_equal(rows, np.flatnonzero(correct(training())))
-    copies = with_mixed(training().outputs, detector.mix, 3).mixed[detector.mix][rows]
+    copies = with_mixed(training().outputs, mix, 3).extra[mix][rows]
     data = training(mixed=copies)
-    test = with_mixed(outputs(TESTS, 2)[0], detector.mix, 4)
+    test = with_mixed(outputs(TESTS, 2)[0], mix, 4)
 
     prototypes = class_means(data.outputs.features, data.labels)
     ood = prototypes.mean(axis=0)
@@ -255,7 +256,7 @@ def test_interpolate_adds_the_mean_gradient_of_the_mixed_copies(key):
         return own + np.mean([gradients(mixed[:, i], prototypes, ood) for i in (0, 1)], axis=0)
 
     bank = summed(data.outputs.features[rows], copies)
-    scores = kth_nearest(summed(test.features, test.mixed[detector.mix]), bank, 1)
+    scores = kth_nearest(summed(test.features, test.extra[mix]), bank, 1)
 
     state = detector.fit(data, key)
     np.testing.assert_allclose(rows_of(state), bank, rtol=0, atol=1e-6)
@@ -489,7 +490,7 @@ def test_interpolation_from_images_to_scores(key, count, weight, present):
     test = harness.extract(
         backbone,
         batches(images(TESTS, 7), np.zeros(TESTS))(None),
-        mixes=found.mixes,
+        needs=found.needs,
         early_prototypes=found.early_prototypes,
     )
     np.testing.assert_allclose(harness.score(detector, state, test), scores, rtol=1e-4, atol=1e-6)

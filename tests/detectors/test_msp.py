@@ -67,5 +67,5 @@ def test_scores_lie_in_the_unit_interval_whatever_the_shift_and_order(seed, scal
 
 def test_msp_asks_for_nothing():
     detector = msp()
-    assert (detector.ood, detector.mix, detector.rows) == (None, None, None)
+    assert (detector.ood, detector.needs, detector.rows) == (None, (), None)
     assert detector.options == {}

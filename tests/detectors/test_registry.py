@@ -1,4 +1,5 @@
 import re
+from importlib.metadata import EntryPoint
 from inspect import signature
 
 import pytest
@@ -52,3 +53,26 @@ def test_an_option_of_a_detector_without_any_is_refused():
 def test_an_option_out_of_range_is_refused_by_its_factory():
     with pytest.raises(ValueError, match="k is 0; expected at least 1"):
         detectors.create("grood", k=0)
+
+
+def mine(*, weight=1.0):
+    return detectors.msp()
+
+
+def test_a_detector_of_the_users_own_is_made_by_name(monkeypatch):
+    monkeypatch.setattr(detectors, "_factories", dict(detectors._factories))
+    detectors.register(mine)
+    assert "mine" in detectors.names() and detectors.options("mine") == {"weight": 1.0}
+    detectors.register(mine)
+    with pytest.raises(ValueError, match="detector 'msp' is registered already"):
+        detectors.register(mine, "msp")
+    with pytest.raises(ValueError, match="lost's option 'weight' has no default"):
+        detectors.register(lambda weight: mine(weight=weight), "lost")
+
+
+def test_an_entry_point_offers_a_detector(monkeypatch):
+    monkeypatch.setattr(detectors, "_factories", dict(detectors._factories))
+    point = EntryPoint("theirs", "grood_jax.detectors.msp:msp", detectors.ENTRY_POINTS)
+    monkeypatch.setattr(detectors.metadata, "entry_points", lambda *, group: [point])
+    detectors._load_entry_points.cache_clear()
+    assert "theirs" in detectors.names() and detectors.create("theirs").name == "msp"

@@ -18,6 +18,7 @@ from grood_jax.detectors.spec import parse_spec
         ),
         ("grood:interpolate=False", ("grood", {"interpolate": False})),
         ("grood:present_classes=[0,1,3],k=2", ("grood", {"present_classes": [0, 1, 3], "k": 2})),
+        ("gram:powers=(1, 2)", ("gram", {"powers": [1, 2]})),
         ("grood:present_classes=None", ("grood", {"present_classes": None})),
         ("grood:", ("grood", {})),
     ],

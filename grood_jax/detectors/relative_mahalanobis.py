@@ -1,0 +1,57 @@
+"""Relative Mahalanobis: class distance less that to all of the data (arXiv 2106.09022)."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from grood_jax.detectors.base import Detector, Training
+from grood_jax.detectors.statistics import (
+    Gaussians,
+    fit_background,
+    fit_class_gaussians,
+    nearest_squared_distance,
+)
+from grood_jax.outputs import Outputs
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RelativeMahalanobisState:
+    """A fitted relative Mahalanobis detector.
+
+    Attributes:
+      classes: the class Gaussians.
+      background: one Gaussian of all the features.
+    """
+
+    classes: Gaussians
+    background: Gaussians
+
+
+def relative_mahalanobis() -> Detector:
+    """Relative Mahalanobis distance; the score is ``min_c d_c(h) − d_0(h)``.
+
+    ``d_c`` is the squared Mahalanobis distance to class c, as in `mahalanobis`, and ``d_0`` that to
+    one Gaussian of all training features, with its own mean and covariance. The paper and OpenOOD
+    v1.5 (``rmds``) have the negative of this.
+
+    Returns:
+      The detector; its scores are (B,) float32 of either sign, higher for more OOD. Its ``fit``
+      raises ValueError where a class has no sample.
+
+    References:
+      Ren, Fort, Liu, Roy, Padhy and Lakshminarayanan, arXiv 2106.09022, section 2.
+    """
+
+    def fit(training: Training, key: Array) -> RelativeMahalanobisState:
+        del key
+        return RelativeMahalanobisState(fit_class_gaussians(training), fit_background(training))
+
+    def score(state: RelativeMahalanobisState, outputs: Outputs) -> Float[Array, " b"]:
+        features = jnp.asarray(outputs.features)
+        own = nearest_squared_distance(state.classes, features)
+        return own - nearest_squared_distance(state.background, features)
+
+    return Detector("relative_mahalanobis", fit, score)
