@@ -1,18 +1,27 @@
 """Benchmarks described once: sets in and out of distribution, image size, normalisation."""
 
+import hashlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from grood_jax import checks
 from grood_jax.data import builtin
 from grood_jax.data.finding import SetSpec, Wanted, find_sets
 from grood_jax.data.preprocessing import Preprocessing
-from grood_jax.data.sets import ImageSet, LimitedSet
+from grood_jax.data.sets import ImageSet, LimitedSet, PartOfSet
 from grood_jax.data.sources import TfdsSource, default_data_dir
 from grood_jax.errors import UserError
 from grood_jax.models import Name
+
+VALIDATION_EVERY = 10
+"""Of how many ID test images one is for validation, where options are chosen."""
+
+SAMPLED = 16
+"""Images whose pixels tell two sets apart."""
 
 Group = Literal["near", "far"]
 Dataset = Literal["digits", "fashion_mnist", "cifar10"]
@@ -56,6 +65,8 @@ class OpenBenchmark:
       train: training images.
       test: test images in distribution.
       ood: OOD test sets by name, each with its group.
+      id_validation: images of the training classes for choosing options, if asked for: every
+        tenth test image, which is not in ``test`` then.
       validation: held-out OOD images, if asked for and there are any.
       skipped: names of the OOD sets that were missing and left out.
     """
@@ -63,6 +74,7 @@ class OpenBenchmark:
     train: ImageSet
     test: ImageSet
     ood: dict[str, tuple[Group, ImageSet]]
+    id_validation: ImageSet | None
     validation: ImageSet | None
     skipped: tuple[str, ...]
 
@@ -173,6 +185,7 @@ def open_benchmark(
     skip_missing: bool = False,
     download: bool = False,
     validation: bool = False,
+    search: bool = False,
     ood: bool = True,
     limit: int | None = None,
 ) -> OpenBenchmark:
@@ -184,6 +197,7 @@ def open_benchmark(
       skip_missing: leave out OOD test sets that are missing.
       download: prepare missing sets that tensorflow-datasets knows.
       validation: open the held-out OOD images too.
+      search: open the validation sets, ID and OOD, by which options are chosen.
       ood: open the OOD test sets.
       limit: at most this many images of each set.
 
@@ -194,6 +208,12 @@ def open_benchmark(
     """
     if limit is not None:
         checks.at_least("limit", limit, 1)
+    if search and benchmark.validation is None:
+        raise UserError(
+            f"benchmark {benchmark.name} has no validation set, so options cannot be chosen by it; "
+            "leave out --search, and give options by hand"
+        )
+    validation = validation or search
     if validation and benchmark.validation is None:
         raise UserError(
             f"benchmark {benchmark.name} has no held-out OOD images for ood_prototype "
@@ -224,7 +244,29 @@ def open_benchmark(
             skipped.append(spec.name)
         else:
             outside[spec.name] = (group, images)
-    return OpenBenchmark(train, test, outside, others[-1] if validation else None, tuple(skipped))
+    rows = np.arange(len(test))
+    held_out = rows % VALIDATION_EVERY == 0
+    return OpenBenchmark(
+        train,
+        PartOfSet(test, rows[~held_out], "without validation images") if search else test,
+        outside,
+        PartOfSet(test, rows[held_out], "validation images") if search else None,
+        others[-1] if validation else None,
+        tuple(skipped),
+    )
+
+
+def identity(images: ImageSet) -> dict[str, Any]:
+    """What tells sets of images apart: name, source, size, and a checksum of a few images."""
+    rows = np.linspace(0, len(images) - 1, min(len(images), SAMPLED)).astype(np.int64)
+    pixels, labels = images.read(rows)
+    checksum = hashlib.sha256(np.ascontiguousarray(pixels).tobytes() + labels.tobytes())
+    return {
+        "set": images.name,
+        "source": images.source,
+        "n": len(images),
+        "checksum": checksum.hexdigest(),
+    }
 
 
 def _limited(images: ImageSet, limit: int | None) -> ImageSet:

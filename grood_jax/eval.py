@@ -1,31 +1,46 @@
 """The command line of evaluation: ``python -m grood_jax.eval``."""
 
+import re
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jaxtyping import Array
 
-from grood_jax import benchmarks, checkpoints, checks, command, detectors, harness, models, results
+from grood_jax import (
+    benchmarks,
+    checkpoints,
+    checks,
+    command,
+    detectors,
+    harness,
+    models,
+    results,
+    search,
+)
 from grood_jax.backbone import Backbone
 from grood_jax.benchmarks import Benchmark, Dataset, OpenBenchmark
+from grood_jax.cache import OutputsCache
 from grood_jax.checkpoints import Loaded
 from grood_jax.data import ArraySet, Batch, ImageSet, Preprocessing, batches, builtin
 from grood_jax.detectors import Detector, Validation
 from grood_jax.detectors.spec import parse_spec
 from grood_jax.errors import UserError
+from grood_jax.forward import Recall, make_anew
 from grood_jax.metrics import ood_metrics
-from grood_jax.outputs import Outputs
+from grood_jax.outputs import Need, Outputs
 from grood_jax.progress import tell
 from grood_jax.train import TrainConfig, default_directory
 from grood_jax.train import run as train_model
 from grood_jax.training import recipe
+
+T = TypeVar("T")
 
 DESCRIPTION = """Evaluates OOD detectors on a benchmark, in one forward pass for all of them, and
 writes results.json: AUROC, FPR@95 and AUPR as fractions, from scores that are higher for more OOD.
@@ -52,6 +67,10 @@ class EvalConfig:
       batch_size: images in each forward pass.
       skip_missing: leave out OOD sets that are missing.
       download: prepare missing data sets that tensorflow-datasets knows.
+      search: choose options that are not given by the AUROC on ID and OOD validation images;
+        every tenth ID test image is for validation then, and no longer in the test set.
+      cache_dir: keep the network's outputs there; the next evaluation of the same network on the
+        same images runs no network.
     """
 
     dataset: Dataset = "digits"
@@ -66,6 +85,8 @@ class EvalConfig:
     batch_size: int = 256
     skip_missing: bool = False
     download: bool = False
+    search: bool = False
+    cache_dir: Path | None = None
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -79,8 +100,14 @@ class EvalConfig:
             checks.at_least("limit", self.limit, 1)
 
 
-def create_detectors(specs: Sequence[str]) -> dict[str, Detector]:
+def create_candidates(
+    specs: Sequence[str], search_options: bool
+) -> dict[str, tuple[Detector, ...]]:
     """Detectors by the words that describe them; "all" stands for one of each.
+
+    Args:
+      specs: names, options behind a colon; with "+" in between, a combination of detectors.
+      search_options: give one detector for each combination of options that may be searched.
 
     Raises:
       ValueError: no detector has that name, or it has no such option, or not with that value; or
@@ -92,10 +119,16 @@ def create_detectors(specs: Sequence[str]) -> dict[str, Detector]:
     )
     if not words:
         raise ValueError(f"detectors is empty; expected some of {', '.join(detectors.names())}")
-    made = {}
+    made: dict[str, tuple[Detector, ...]] = {}
     for word in words:
-        name, options = parse_spec(word)
-        made[word] = detectors.create(name, **options)
+        # Not in 1e+5.
+        members = [parse_spec(part) for part in re.split(r"\+(?=[a-z_])", word)]
+        if len(members) > 1:
+            made[word] = (detectors.combine([detectors.create(n, **o) for n, o in members]),)
+        elif search_options:
+            made[word] = search.candidates(*members[0])
+        else:
+            made[word] = (detectors.create(members[0][0], **members[0][1]),)
     return made
 
 
@@ -121,58 +154,75 @@ def run(
       UserError: what a user can mend: missing data, no checkpoint, a class without samples, …
       ValueError: an unknown data set or detector, or an option outside its range.
     """
-    wanted = create_detectors(config.detectors)
+    candidates = create_candidates(config.detectors, config.search)
+    every = [(word, detector) for word, tried in candidates.items() for detector in tried]
     benchmark = benchmarks.get(config.dataset)
-    needs_validation = any(isinstance(d.ood, Validation) for d in wanted.values())
     data = benchmarks.open_benchmark(
         benchmark,
         data_dir=config.data_dir,
         skip_missing=config.skip_missing,
         download=config.download,
-        validation=needs_validation,
+        validation=any(isinstance(detector.ood, Validation) for _, detector in every),
+        search=config.search,
         limit=config.limit,
     )
     output_dir = config.output_dir or Path("results") / config.dataset
     results.require_directory("output_dir", output_dir)
+    if config.cache_dir is not None:
+        results.require_directory("cache_dir", config.cache_dir)
     for name in data.skipped:
         report(f"skipped {name}: it is missing")
-    loaded, directory = _classifier(config, benchmark, report, show_progress)
-    _require_stage(config.cut, loaded.spec.model)
-    backbone = Backbone.from_nnx(loaded.model, cut=config.cut)
-    read = _Reader(loaded.spec.preprocessing, config.batch_size, show_progress)
-    try:
-        fitted = harness.fit_detectors(
+    loaded, directory = find_classifier(config, benchmark, report, show_progress)
+    backbone = Backbone.from_nnx(
+        loaded.model, cut=config.cut, input_std=loaded.spec.preprocessing.std
+    )
+    read = Reader(loaded.spec.preprocessing, config.batch_size, show_progress)
+    recall = _recall(config, loaded, data, report)
+
+    def outputs_of(
+        images: ImageSet, needs: tuple[Need, ...], early_prototypes: Array | None
+    ) -> tuple[Outputs, np.ndarray]:
+        return harness.extract_labelled(
+            backbone,
+            read(images, images.name),
+            needs=needs,
+            early_prototypes=early_prototypes,
+            recall=recall,
+            about=benchmarks.identity(images),
+        )
+
+    chosen: dict[str, search.Chosen] = {}
+
+    def fit() -> harness.FittedAll:
+        fitter = harness.prepare(
             backbone,
             lambda rows: read(data.train, "training set" if rows is None else "mix-up", rows),
-            wanted,
+            every,
             key=jax.random.key(config.seed),
             noise=read.noise,
-            validation=lambda: read(_present(data.validation), "held-out OOD images"),
+            validation=lambda: read(present(data.validation), "held-out OOD images"),
+            recall=recall,
         )
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        few = config.limit is not None and "sample of class" in str(error)
-        hint = f" (--limit {config.limit} leaves few images of each class)" if few else ""
-        raise UserError(f"{error}{hint}") from error
+        if config.search:
+            needs = harness.all_needs(detector for _, detector in every)
+            early = fitter.seen.early_prototypes
+            parts = (present(data.id_validation), present(data.validation))
+            validation = [outputs_of(images, needs, early)[0] for images in parts]
+            for word, tried in candidates.items():
+                if len(tried) > 1:
+                    chosen[word] = search.choose(fitter, word, tried, *validation)
+        wanted = {
+            word: chosen[word].detector if word in chosen else tried[0]
+            for word, tried in candidates.items()
+        }
+        return harness.fit_all(fitter, wanted)
 
-    def outputs_of(read_batches: Iterator[Batch]) -> Outputs:
-        return harness.extract(
-            backbone,
-            read_batches,
-            mixes=fitted.mixes,
-            early_prototypes=fitted.early_prototypes,
-        )
-
-    labels: list[np.ndarray] = []
-
-    def labelled() -> Iterator[Batch]:
-        for batch in read(data.test, benchmark.test.name):
-            labels.append(batch.labels[batch.valid])
-            yield batch
-
-    inside = outputs_of(labelled())
-    outside = {name: outputs_of(read(images, name)) for name, (_, images) in data.ood.items()}
+    fitted = explained(config.limit, fit)
+    inside, labels = outputs_of(data.test, fitted.needs, fitted.early_prototypes)
+    outside = {
+        name: outputs_of(images, fitted.needs, fitted.early_prototypes)[0]
+        for name, (_, images) in data.ood.items()
+    }
     found = {
         "benchmark": config.dataset,
         "model": loaded.spec.model,
@@ -193,10 +243,16 @@ def run(
             "test": {"source": data.test.source, "n": len(data.test)},
             **{n: {"source": s.source, "n": len(s)} for n, (_, s) in data.ood.items()},
         },
+        "validation": {
+            name: {"source": images.source, "n": len(images)}
+            for name, images in (("id", data.id_validation), ("ood", data.validation))
+            if images is not None
+        },
         "skipped": list(data.skipped),
-        "id_accuracy": float((inside.logits.argmax(axis=1) == np.concatenate(labels)).mean()),
+        "id_accuracy": float((inside.logits.argmax(axis=1) == labels).mean()),
         "detectors": {
             name: _evaluate(detector, inside, outside, data)
+            | ({"search": _searched(chosen[name])} if name in chosen else {})
             for name, detector in fitted.detectors.items()
         },
         "peak_memory_bytes": results.peak_memory_bytes(),
@@ -222,8 +278,52 @@ def command_of(config: EvalConfig) -> str:
     return shlex.join(words)
 
 
+def _recall(
+    config: EvalConfig, loaded: Loaded, data: OpenBenchmark, report: Callable[[str], None]
+) -> Recall:
+    if config.cache_dir is None:
+        return make_anew
+    about = {
+        "model": loaded.fingerprint,
+        "preprocessing": asdict(loaded.spec.preprocessing),
+        "cut": config.cut,
+        "train": benchmarks.identity(data.train),
+        "validation": None if data.validation is None else benchmarks.identity(data.validation),
+        "versions": results.versions(),
+        "device": results.device(),
+    }
+    return OutputsCache(config.cache_dir, about, report)
+
+
+def _searched(chosen: search.Chosen) -> dict[str, Any]:
+    return {
+        "chosen": dict(chosen.values),
+        "validation_auroc": chosen.auroc,
+        "tried": chosen.tried,
+        "failed": list(chosen.failed),
+    }
+
+
+def explained(limit: int | None, work: Callable[[], T]) -> T:
+    """Does the work; what data made impossible is the user's to mend.
+
+    Raises:
+      UserError: for any ValueError.
+    """
+    try:
+        return work()
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        few = limit is not None and "sample of class" in str(error)
+        hint = f" (--limit {limit} leaves few images of each class)" if few else ""
+        raise UserError(f"{error}{hint}") from error
+
+
 @dataclass(frozen=True)
-class _Reader:
+class Reader:
+    """Batches of sets of images, as a network takes them."""
+
     preprocessing: Preprocessing
     batch_size: int
     progress: bool
@@ -231,6 +331,7 @@ class _Reader:
     def __call__(
         self, images: ImageSet, name: str, rows: np.ndarray | None = None
     ) -> Iterator[Batch]:
+        """Batches of a set; of some rows, in their order."""
         return batches(
             images,
             self.preprocessing,
@@ -240,6 +341,7 @@ class _Reader:
         )
 
     def noise(self, count: int, key: Array) -> Iterator[Batch]:
+        """Batches of blurred noise."""
         seed = int(jax.random.bits(key))
         size, channels = self.preprocessing.image_size, self.preprocessing.channels
         pixels = builtin.blurred_noise(count, seed, size, channels)
@@ -247,15 +349,21 @@ class _Reader:
         return self(ArraySet("noise", "built in", pixels, labels), "noise")
 
 
-def _present(images: ImageSet | None) -> ImageSet:
+def present(images: ImageSet | None) -> ImageSet:
+    """The set, if there is one; raises UserError otherwise."""
     if images is None:
         raise UserError("this benchmark has no held-out OOD images")
     return images
 
 
-def _classifier(
+def find_classifier(
     config: EvalConfig, benchmark: Benchmark, report: Callable[[str], None], show_progress: bool
 ) -> tuple[Loaded, Path]:
+    """The classifier that a configuration asks for, trained on the spot if need be.
+
+    Raises:
+      UserError: there is none, or it does not fit the benchmark or the cut.
+    """
     model = config.model or benchmark.model
     if config.checkpoint is None:
         # Before a network is trained that has no such stage.
@@ -297,6 +405,7 @@ def _classifier(
         )
         report(f"classifier: {loaded.spec.model} from {directory} ({loaded.spec.source})")
     _check_fit(loaded, directory, benchmark)
+    _require_stage(config.cut, loaded.spec.model)
     return loaded, directory
 
 
@@ -355,7 +464,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     config = command.parse(EvalConfig(), "grood_jax.eval", DESCRIPTION + listed, argv)
     try:
-        create_detectors(config.detectors)
+        create_candidates(config.detectors, config.search)
     except (ValueError, TypeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

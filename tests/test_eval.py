@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from grood_jax import benchmarks, checkpoints, detectors, eval, models, train
+from grood_jax import benchmarks, checkpoints, detectors, eval, forward, models, train
 from grood_jax.checkpoints import ModelSpec
 from grood_jax.data import Preprocessing, batches
 from grood_jax.eval import EvalConfig
@@ -91,7 +91,12 @@ def test_msp_against_its_definition(in_digits, tmp_path):
         np.testing.assert_allclose(row[metric], value, atol=1e-4)
 
 
-BASE = ("--detectors", "grood")
+@pytest.fixture(scope="module")
+def base(digits, tmp_path_factory):
+    """The figures of GROOD as it is, on few images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(digits[0])
+        return evaluate(tmp_path_factory.mktemp("base"), "--detectors", "grood", "--limit", "300")
 
 
 @pytest.mark.parametrize(
@@ -110,8 +115,7 @@ BASE = ("--detectors", "grood")
     ],
     ids=lambda words: " ".join(words),
 )
-def test_every_option_reaches_the_figures(in_digits, tmp_path, words):
-    base = evaluate(tmp_path / "base", *BASE, "--limit", "300")
+def test_every_option_reaches_the_figures(in_digits, base, tmp_path, words):
     found = evaluate(tmp_path / "changed", *words, "--limit", "300")
     (before,) = base["detectors"].values()
     (after,) = found["detectors"].values()
@@ -141,10 +145,10 @@ def test_the_seed_decides_what_is_drawn(in_digits, tmp_path):
     assert first["datasets"] == again["datasets"]
 
 
-def test_batch_size_changes_nothing(in_digits, tmp_path):
-    words = ("--detectors", "grood", "--limit", "300", "--batch-size")
-    one, other = (evaluate(tmp_path / size, *words, size) for size in ("64", "77"))
-    for name, figures in one["detectors"]["grood"]["datasets"].items():
+def test_batch_size_changes_nothing(in_digits, base, tmp_path):
+    words = ("--detectors", "grood", "--limit", "300", "--batch-size", "77")
+    other = evaluate(tmp_path, *words)
+    for name, figures in base["detectors"]["grood"]["datasets"].items():
         row = other["detectors"]["grood"]["datasets"][name]
         np.testing.assert_allclose(row["auroc"], figures["auroc"], atol=1e-3)
 
@@ -320,3 +324,51 @@ def test_prepared_data(tfds_data, tmp_path, dataset):
         assert (near, far) == ([], ["mnist", "emnist_letters"])
         assert found["detectors"]["msp"]["near"] == {}
     assert {row["n"] for row in rows.values()} == {64}
+
+
+def test_options_are_searched_on_validation_images(in_digits, tmp_path):
+    words = ("--detectors", "knn", "knn:k=20", "scale", "msp", "--search")
+    found = evaluate(tmp_path, *words)
+    assert found["data"]["test"]["n"] == 433 - 44
+    assert found["validation"]["id"]["n"] == 44 and found["validation"]["ood"]["n"] > 0
+    rows = found["detectors"]
+    knn = rows["knn"]["search"]
+    assert knn["chosen"]["k"] == rows["knn"]["options"]["k"] and 0 <= knn["validation_auroc"] <= 1
+    assert knn["tried"] + len(knn["failed"]) == 5
+    assert rows["scale"]["search"]["tried"] == 7
+    # Nothing to search: options that are given, and none at all.
+    assert "search" not in rows["knn:k=20"] and rows["knn:k=20"]["options"]["k"] == 20
+    assert "search" not in rows["msp"]
+
+
+def test_a_benchmark_without_a_validation_set_says_so(tfds_data, tmp_path, capsys):
+    words = ["--dataset", "fashion_mnist", "--data-dir", str(tfds_data), "--search"]
+    lines = lines_of_failure(capsys, words)
+    assert "benchmark fashion_mnist has no validation set" in lines[-1]
+
+
+def test_a_second_evaluation_runs_no_network(in_digits, tmp_path, monkeypatch):
+    words = ("--detectors", "grood", "gram", "odin", "--limit", "200")
+    plain = evaluate(tmp_path / "plain", *words)
+    cached = (*words, "--cache-dir", str(tmp_path / "cache"))
+    first = evaluate(tmp_path / "first", *cached)
+    calls = []
+    for name in ("network_outputs", "_forward_and_sum", "_forward_mixed"):
+        monkeypatch.setattr(forward, name, lambda *args, name=name: calls.append(name))
+    second = evaluate(tmp_path / "second", *cached)
+    assert calls == []
+    for found in (first, second):
+        assert found["id_accuracy"] == plain["id_accuracy"]
+        for name, row in plain["detectors"].items():
+            assert found["detectors"][name]["datasets"] == row["datasets"]
+    # Fewer detectors need less of what is there.
+    evaluate(tmp_path / "third", "--detectors", "msp", *cached[-4:])
+    assert calls == []
+
+
+def test_detectors_combined_on_the_command_line(in_digits, tmp_path):
+    word = "energy:temperature=2.5+knn:k=5"
+    found = evaluate(tmp_path, "--detectors", word)
+    row = found["detectors"][word]
+    assert [member["name"] for member in row["options"]["members"]] == ["energy", "knn"]
+    assert row["far"]["auroc"] > 0.7

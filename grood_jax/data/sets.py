@@ -77,3 +77,28 @@ class LimitedSet:
         # the 32 bits of row numbers that come from JAX.
         spaced = np.asarray(indices, np.int64) * len(self.full) // len(self)
         return self.full.read(spaced)
+
+
+@dataclass(frozen=True)
+class PartOfSet:
+    """Some rows of another set."""
+
+    full: ImageSet
+    rows: Int[np.ndarray, " n"]
+    part: str
+    name: str = field(init=False)
+    source: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.full.name)
+        object.__setattr__(self, "source", f"{self.full.source} ({self.part})")
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self.rows)
+
+    def read(
+        self, indices: Int[np.ndarray, " n"]
+    ) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
+        """Images and labels at the indices."""
+        return self.full.read(self.rows[indices])
