@@ -1,10 +1,11 @@
-"""Prints results files as Markdown tables: of evaluations, and of the search benchmark.
+"""Prints results files as Markdown tables: of evaluations and of benchmarks.
 
 python experiments/tables.py experiments/results/digits.json …
 """
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,41 @@ def markdown(results: dict[str, Any]) -> str:
     columns = [f"{name} ({row['group']}, {row['n']})" for name, row in sets.items()]
     groups = [g for g in ("near", "far") if any(r["group"] == g for r in sets.values())]
     header = ["detector", *columns, *(f"mean {group}" for group in groups)]
+    header += ["fit, s", "score, µs"]
     rows = [
         [f"`{name}`", *(_cell(row) for row in found["datasets"].values())]
         + [_cell(found[group]) for group in groups]
+        + [f"{found['fit_seconds']:.2f}", f"{found['score_seconds_per_image'] * 1e6:.1f}"]
         for name, found in detectors.items()
     ]
     test = results["data"]["test"]["n"]
+    about = (
+        f"{results['benchmark']}, {results['model']}, seed {results['seed']}: ID accuracy "
+        f"{results['id_accuracy']:.4f} ({test} images)"
+    )
+    return _table(about, results, header, rows)
+
+
+def summary_markdown(evaluations: list[dict[str, Any]]) -> str:
+    """Means over near and far sets of several evaluations, one row a detector."""
+    groups = [
+        (found, group)
+        for found in evaluations
+        for group in ("near", "far")
+        if next(iter(found["detectors"].values()))[group]
+    ]
+    header = ["detector", *(f"{found['benchmark']}, {group}" for found, group in groups)]
+    names = dict.fromkeys(name for found in evaluations for name in found["detectors"])
+    rows = [
+        [f"`{name}`"]
+        + [
+            _cell(found["detectors"][name][group]) if name in found["detectors"] else ""
+            for found, group in groups
+        ]
+        for name in names
+    ]
     return "\n".join(
         [
-            f"{results['benchmark']}, {results['model']}, seed {results['seed']}: ID accuracy "
-            f"{results['id_accuracy']:.4f} ({test} images); {results['device']}, "
-            f"jax {results['versions']['jax']}; `{results['command']}`",
-            "",
             "| " + " | ".join(header) + " |",
             "|" + " --- |" * len(header),
             *("| " + " | ".join(row) + " |" for row in rows),
@@ -50,9 +74,130 @@ def search_markdown(results: dict[str, Any]) -> str:
         bank = f"{name} ({found['rows']} × {found['columns']}, r = {found['axes']})"
         rows.append([bank, *cells, f"{ours:.0e} / {theirs:.0e}"])
     header = ["bank", *methods, "largest error, ours / FAISS"]
+    return _table("Search", results, header, rows)
+
+
+def growth_markdown(results: dict[str, Any]) -> str:
+    """How time, index and memory grow with rows and columns."""
+    rows = [
+        [size.replace("x", "×"), *_grown(found), f"{found['index_bytes_per_row']:.0f}"]
+        for size, found in results["growth"].items()
+    ]
+    header = ["rows × columns", *GROWN, "index, bytes a row"]
+    return _table("Growth", results, header, rows)
+
+
+def imagenet_markdown(results: dict[str, Any]) -> str:
+    """A bank of ImageNet's size."""
+    rows = [
+        [
+            name,
+            *_grown(found),
+            f"{found['device_bytes'] / 2**30:.2f} GiB",
+            f"{found['peak_memory_bytes'] / 2**30:.1f} GiB",
+        ]
+        for name, found in results["imagenet"].items()
+    ]
+    header = ["1,281,167 × 2,048 rows", *GROWN, "on the device", "peak of the process"]
+    return _table("ImageNet's size", results, header, rows)
+
+
+def scoring_markdown(results: dict[str, Any]) -> str:
+    """GROOD's scoring beside the forward pass."""
+    rows = []
+    for name, bank in results["overhead"]["banks"].items():
+        for by, row in bank.items():
+            if by.startswith("by "):
+                rows.append(
+                    [
+                        f"{name}, {by[3:]} at once",
+                        str(bank["axes"]),
+                        f"{row['forward_seconds_per_image']['median'] * 1e6:.0f}",
+                        f"{row['scoring_seconds_per_image']['median'] * 1e6:.1f}",
+                        f"{row['overhead']:.1%}",
+                    ]
+                )
+    header = ["bank", "axes", "forward pass, µs an image", "scoring, µs", "overhead"]
+    return _table(f"Scoring, {results['overhead']['model']}", results, header, rows)
+
+
+def gradients_markdown(results: dict[str, Any]) -> str:
+    """The gradient stage beside a loop over torch.autograd.grad."""
+    rows = [
+        [
+            f"({row['classes']}, {row['columns']})",
+            f"{row['seconds_per_sample']['median'] * 1e6:.2f}",
+            f"{row['torch_seconds_per_sample']['median'] * 1e6:.0f}",
+            f"{row['times_torch']:.0f} ×",
+        ]
+        for row in results["gradients"]["sizes"]
+    ]
+    header = ["(C, D)", "ours, µs a sample", "torch.autograd.grad, µs", "ratio"]
+    return _table("Gradients", results, header, rows)
+
+
+def peers_markdown(results: dict[str, Any]) -> str:
+    """Each detector beside the same one of other packages."""
+    peers = list(results["peers"])
+    rows = []
+    for name, found in results["detectors"].items():
+        if isinstance(found, str):
+            rows.append([f"`{name}`", found, *[""] * (1 + 3 * len(peers))])
+            continue
+        ours = found["grood-jax"]
+        row = [f"`{name}`", f"{ours['fit_seconds']:.2f}", f"{ours['score_microseconds']:.1f}"]
+        for peer in peers:
+            theirs = found[peer]
+            if isinstance(theirs, str):
+                row += [theirs, "", ""]
+                continue
+            said = f" ({theirs['note']})" if theirs["note"] else ""
+            row += [
+                f"{theirs['fit_seconds']:.2f}",
+                f"{theirs['score_microseconds']:.1f}",
+                f"{theirs['largest_difference']:.0e}{said}",
+            ]
+        rows.append(row)
+    header = ["detector", "fit, s", "score, µs"]
+    for peer in peers:
+        header += [f"{peer}: fit, s", "score, µs", "largest difference"]
+    return _table("Detectors on the same features", results, header, rows)
+
+
+GROWN = ("dtype", "axes", "build, s", "µs a query", "largest error")
+
+MAKERS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "id_accuracy": markdown,
+    "compare": search_markdown,
+    "growth": growth_markdown,
+    "imagenet": imagenet_markdown,
+    "overhead": scoring_markdown,
+    "gradients": gradients_markdown,
+    "peers": peers_markdown,
+}
+"""Tables by the entry of a results file that they show."""
+
+
+def tables(results: dict[str, Any]) -> list[str]:
+    """All tables of a results file."""
+    return [make(results) for entry, make in MAKERS.items() if entry in results]
+
+
+def _grown(found: dict[str, Any]) -> list[str]:
+    return [
+        found["dtype"],
+        str(found["axes"]),
+        f"{found['build_seconds']:.1f}",
+        f"{found['microseconds_per_query']:.0f}",
+        f"{found['largest_relative_error']:.0e}",
+    ]
+
+
+def _table(about: str, results: dict[str, Any], header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(
         [
-            f"{results['device']}, jax {results['versions']['jax']}; `{results['command']}`",
+            f"{about}; {results['device']}, jax {results['versions']['jax']}; "
+            f"`{results['command']}`",
             "",
             "| " + " | ".join(header) + " |",
             "|" + " --- |" * len(header),
@@ -68,10 +213,14 @@ def _cell(figures: dict[str, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="+", type=Path)
-    for path in parser.parse_args().results:
-        results = json.loads(path.read_text())
-        made = search_markdown if "compare" in results else markdown
-        print(made(results), end="\n\n")
+    parser.add_argument("--summary", action="store_true", help="one table of all evaluations")
+    given = parser.parse_args()
+    every = [json.loads(path.read_text()) for path in given.results]
+    if given.summary:
+        print(summary_markdown(every))
+        return
+    for results in every:
+        print("\n\n".join(tables(results)), end="\n\n")
 
 
 if __name__ == "__main__":

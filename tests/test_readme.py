@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+TABLES = (ROOT / "experiments" / "RESULTS.md").read_text()
 RESULTS = sorted((ROOT / "experiments" / "results").glob("*.json"))
 
 
@@ -27,17 +28,26 @@ def test_the_python_examples_print_what_they_say(digits, monkeypatch, capsys):
         np.testing.assert_allclose(said, shown, rtol=tolerance)
 
 
-@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
-def test_its_tables_come_from_the_results_files(path):
+def tables_module():
     spec = importlib.util.spec_from_file_location("tables", ROOT / "experiments" / "tables.py")
     assert spec is not None and spec.loader is not None
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
-    results = json.loads(path.read_text())
-    made = {"detectors": tables.markdown, "compare": tables.search_markdown}
-    for entry, table in made.items():
-        if entry in results:
-            assert table(results) in README
+    return tables
+
+
+def test_its_summary_comes_from_the_evaluations():
+    names = ("digits_all", "fashion_mnist", "cifar10")
+    found = [json.loads((ROOT / f"experiments/results/{n}.json").read_text()) for n in names]
+    assert tables_module().summary_markdown(found) in README
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_its_tables_come_from_the_results_files(path):
+    made = tables_module().tables(json.loads(path.read_text()))
+    assert made
+    for table in made:
+        assert table in README + TABLES
 
 
 def test_its_first_output_is_that_of_the_committed_run():
