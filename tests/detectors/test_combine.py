@@ -282,7 +282,7 @@ def test_the_key_decides_what_is_held_out(training):
 
 @pytest.mark.parametrize(
     ("count", "share", "expected"),
-    [(2, 0.01, 1), (2, 0.99, 1), (7, 0.99, 6), (10, 0.3, 3)],
+    [(2, 0.01, 1), (2, 0.99, 1), (7, 0.99, 6)],
 )
 def test_some_are_held_out_and_some_are_not(count, share, expected):
     training = training_of(count)
@@ -336,7 +336,7 @@ def test_combinations_can_be_combined(training, fresh):
         "how": "mean",
         "held_out": 0.2,
     }
-    found = scores(combine([combine([ENERGY, column()]), MSP]), training, fresh)
+    found = scores(combine([combine([column(1), column()]), column()]), training, fresh)
     assert (found > 0).all() and (found < 1).all()
 
 
