@@ -65,7 +65,7 @@ class Loaded:
 
 def fingerprint(model: nnx.Module) -> str:
     """The `fingerprint_of` a model's arrays."""
-    return fingerprint_of(_arrays(model))
+    return fingerprint_of(arrays_of(model))
 
 
 def fingerprint_of(arrays: Any) -> str:
@@ -100,12 +100,12 @@ def require_no_checkpoint(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def manager(directory: Path) -> Iterator[Any]:
+def manager(directory: Path, kept: int = KEPT) -> Iterator[Any]:
     """An orbax manager over the directory's checkpoints; waits for what is being written."""
     import orbax.checkpoint as ocp
 
     with _quiet():
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(max_to_keep=kept, enable_async_checkpointing=False)
         with ocp.CheckpointManager(directory.expanduser().resolve(), options=options) as opened:
             yield opened
 
@@ -135,9 +135,9 @@ def save(
         "spec": asdict(spec),
         "record": record or {},
         "fingerprint": fingerprint(model),
-        "arrays": _layout(_arrays(model)),
+        "arrays": _layout(arrays_of(model)),
     }
-    items = {"model": ocp.args.StandardSave(_arrays(model)), "about": ocp.args.JsonSave(about)}
+    items = {"model": ocp.args.StandardSave(arrays_of(model)), "about": ocp.args.JsonSave(about)}
     if optimizer is not None:
         items["optimizer"] = ocp.args.StandardSave(optimizer)
     checkpoints.save(step, args=ocp.args.Composite(**items))
@@ -176,33 +176,13 @@ def load_model(directory: Path, *, expected_model: str | None = None) -> Loaded:
                 f"the checkpoint in {directory} is none of grood-jax: it has no "
                 + ", ".join(sorted(missing))
             )
-        spec = _spec(directory, about)
+        spec = spec_of(directory, about["spec"])
         if expected_model is not None and spec.model != expected_model:
             raise UserError(
                 f"the checkpoint in {directory} is of model {spec.model}; expected {expected_model}"
             )
-        abstract = nnx.eval_shape(
-            lambda: models.create(
-                spec.model,
-                num_classes=spec.num_classes,
-                channels=spec.preprocessing.channels,
-                rngs=nnx.Rngs(0),
-            )
-        )
-        graph, state = nnx.split(abstract)
-        wanted = nnx.to_pure_dict(state)
-        saved, needed = about["arrays"], _layout(wanted)
-        differ = [name for name in saved | needed if saved.get(name) != needed.get(name)]
-        if differ:
-            name = differ[0]
-            raise UserError(
-                f"the checkpoint in {directory} does not fit {spec.model} with {spec.num_classes} "
-                f"classes: {name} is {saved.get(name, 'absent')}; expected "
-                f"{needed.get(name, 'none')} ({len(differ)} arrays differ)"
-            )
-        arrays = restore(checkpoints, directory, step, "model", wanted)
-    nnx.replace_by_pure_dict(state, arrays)
-    model = nnx.merge(graph, state)
+        arrays = restore(checkpoints, directory, step, "model", _wanted(directory, spec, about))
+    model = model_of(spec, arrays)
     found = fingerprint(model)
     if found != about["fingerprint"]:
         raise UserError(
@@ -210,6 +190,39 @@ def load_model(directory: Path, *, expected_model: str | None = None) -> Loaded:
             f"{found[:12]}…; expected {about['fingerprint'][:12]}…"
         )
     return Loaded(model, spec, about["record"], found, step)
+
+
+def model_of(spec: ModelSpec, arrays: Any) -> Staged:
+    """The network of that description with these arrays, as `arrays_of` gives them."""
+    graph, state = nnx.split(_abstract(spec))
+    nnx.replace_by_pure_dict(state, arrays)
+    return nnx.merge(graph, state)
+
+
+def _abstract(spec: ModelSpec) -> Staged:
+    return nnx.eval_shape(
+        lambda: models.create(
+            spec.model,
+            num_classes=spec.num_classes,
+            channels=spec.preprocessing.channels,
+            rngs=nnx.Rngs(0),
+        )
+    )
+
+
+def _wanted(directory: Path, spec: ModelSpec, about: Mapping[str, Any]) -> Any:
+    """Arrays like those of the network, which those saved must be like too."""
+    wanted = arrays_of(_abstract(spec))
+    saved, needed = about["arrays"], _layout(wanted)
+    differ = [name for name in saved | needed if saved.get(name) != needed.get(name)]
+    if differ:
+        name = differ[0]
+        raise UserError(
+            f"the checkpoint in {directory} does not fit {spec.model} with {spec.num_classes} "
+            f"classes: {name} is {saved.get(name, 'absent')}; expected "
+            f"{needed.get(name, 'none')} ({len(differ)} arrays differ)"
+        )
+    return wanted
 
 
 def load_optimizer(directory: Path, step: int, like: Any) -> Any:
@@ -274,9 +287,14 @@ def _layout(arrays: Any) -> dict[str, str]:
     }
 
 
-def _spec(directory: Path, about: Any) -> ModelSpec:
+def spec_of(directory: Path, saved: Any) -> ModelSpec:
+    """A description as it was saved, with `dataclasses.asdict`.
+
+    Raises:
+      UserError: it is none; ``directory`` is named.
+    """
     try:
-        given = dict(about["spec"])
+        given = dict(saved)
         sizes = dict(given.pop("preprocessing"))
         sizes |= {"mean": tuple(sizes["mean"]), "std": tuple(sizes["std"])}
         return ModelSpec(preprocessing=Preprocessing(**sizes), **given)
@@ -286,7 +304,8 @@ def _spec(directory: Path, about: Any) -> ModelSpec:
         ) from error
 
 
-def _arrays(model: nnx.Module) -> Any:
+def arrays_of(model: nnx.Module) -> Any:
+    """A model's arrays, nested dictionaries."""
     # Keys as strings: the files have no others, and the order of leaves must not depend on it.
     return nnx.to_pure_dict(nnx.split(model)[1])
 
