@@ -3,6 +3,8 @@
 Scores are higher for more out-of-distribution samples, whatever the detector.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from grood_jax import detectors
 from grood_jax.backbone import Backbone
 from grood_jax.bank import Bank, ShardedBank
@@ -14,6 +16,7 @@ from grood_jax.bank_building import (
     merge_banks,
     thin_bank,
 )
+from grood_jax.drift import DriftMonitor
 from grood_jax.errors import UserError
 from grood_jax.gradients import ood_gradients
 from grood_jax.metrics import ood_metrics
@@ -23,13 +26,19 @@ from grood_jax.outputs import Mix, Outputs
 from grood_jax.prototypes import class_prototypes
 from grood_jax.sharding import shard_bank
 
+if TYPE_CHECKING:
+    from grood_jax.ood_classifier import OODClassifier, Prediction
+
 __version__ = "0.1.0"
 
 __all__ = [
     "Backbone",
     "Bank",
+    "DriftMonitor",
     "Mix",
+    "OODClassifier",
     "Outputs",
+    "Prediction",
     "ShardedBank",
     "UserError",
     "bank_rows",
@@ -46,3 +55,12 @@ __all__ = [
     "shard_bank",
     "thin_bank",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads what needs Flax and orbax when it is first asked for."""
+    if name in ("OODClassifier", "Prediction"):
+        from grood_jax import ood_classifier
+
+        return getattr(ood_classifier, name)
+    raise AttributeError(f"module 'grood_jax' has no attribute {name!r}")

@@ -1,5 +1,6 @@
 """Sums of the rows of Gram matrices of activations (arXiv 1912.12510)."""
 
+import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -24,7 +25,8 @@ def gram_sums(activations: Float[Array, "b ... c"], powers: Sequence[int]) -> Fl
       Sastry and Oore, arXiv 1912.12510, section 3; summed by rows as in the authors' code and in
       OpenOOD v1.5, where the paper takes the upper triangle.
     """
-    flat = activations.reshape(len(activations), -1, activations.shape[-1])
+    count, *places, channels = activations.shape
+    flat = activations.reshape(count, math.prod(places), channels)
     by_channel = jnp.abs(flat).max(axis=1, keepdims=True)
     largest = by_channel.max(axis=2, keepdims=True)
 

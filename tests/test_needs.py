@@ -1,5 +1,6 @@
 """Middle layers and moved images, asked of a backbone in the one pass that all detectors share."""
 
+import json
 from dataclasses import replace
 
 import jax
@@ -12,11 +13,12 @@ import grood_jax as gj
 from grood_jax import forward, harness, models
 from grood_jax.backbone import Backbone
 from grood_jax.data import ArraySet, Preprocessing, batches
-from grood_jax.detectors import create, gram, msp, names, odin
+from grood_jax.detectors import create, gram, msp, names, odin, rebuild
 from grood_jax.errors import UserError
 from grood_jax.grams import gram_sums
 from grood_jax.outputs import Grams, Outputs, Perturbed
 from grood_jax.perturbation import perturb
+from grood_jax.structures import put_together, take_apart
 
 PREPROCESSING = Preprocessing(8, 1, mean=(0.5,), std=(0.25,))
 ROWS, CLASSES = 40, 4
@@ -127,8 +129,15 @@ def test_all_detectors_share_one_pass_over_each_set(key):
     )
     jax.effects_barrier()
     assert len(runs) == 2 * 3
-    for found in fitted.detectors.values():
-        assert np.isfinite(harness.score(found.detector, found.state, outputs)).all()
+    for name, found in fitted.detectors.items():
+        scores = harness.score(found.detector, found.state, outputs)
+        assert np.isfinite(scores).all()
+        # Each can be taken apart into JSON and arrays, and be put together again.
+        described, arrays = take_apart(name, (found.state, dict(found.detector.options)))
+        state, options = put_together(json.loads(json.dumps(described)), arrays)
+        again = rebuild(name, options)
+        assert again.options == found.detector.options
+        np.testing.assert_array_equal(harness.score(again, state, outputs), scores)
     jax.effects_barrier()
     assert len(runs) == 2 * 3
 

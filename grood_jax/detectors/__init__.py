@@ -3,7 +3,7 @@
 import difflib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -111,6 +111,7 @@ __all__ = [
     "openmax",
     "options",
     "react",
+    "rebuild",
     "register",
     "relative_mahalanobis",
     "require_head",
@@ -188,3 +189,18 @@ def create(name: str, **given: Any) -> Detector:
             listed = ", ".join(known) or "no options"
             raise ValueError(f"{name} has no option {option!r}; expected {listed}{hint}")
     return _factories[name](**given)
+
+
+def rebuild(name: str, given: Mapping[str, Any]) -> Detector:
+    """The detector that has this `Detector.name` and these `Detector.options`.
+
+    Raises:
+      ValueError, TypeError: as `create`.
+    """
+    if name != "combine":
+        return create(name, **given)
+    members = [
+        rebuild(member["name"], {key: value for key, value in member.items() if key != "name"})
+        for member in given["members"]
+    ]
+    return combine(members, **{key: value for key, value in given.items() if key != "members"})
