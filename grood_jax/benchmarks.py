@@ -43,6 +43,7 @@ class Benchmark:
       model: the network that is evaluated unless another is asked for.
       trains_on_the_spot: whether that network trains in about a minute on a CPU, so that an
         evaluation without a checkpoint trains it.
+      class_names: of the classes, in order; empty where they have none.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Benchmark:
     validation: SetSpec | None
     model: Name
     trains_on_the_spot: bool
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ _BENCHMARKS: dict[str, Benchmark] = {
         validation=SetSpec("photographs", partial(builtin.photographs, "validation")),
         model="small",
         trains_on_the_spot=True,
+        class_names=tuple("01234567"),
     ),
     "fashion_mnist": Benchmark(
         name="fashion_mnist",
@@ -145,6 +148,9 @@ _BENCHMARKS: dict[str, Benchmark] = {
         validation=None,
         model="small",
         trains_on_the_spot=True,
+        class_names=tuple(
+            "t-shirt/top trouser pullover dress coat sandal shirt sneaker bag ankle-boot".split()
+        ),
     ),
     "cifar10": Benchmark(
         name="cifar10",
@@ -160,6 +166,7 @@ _BENCHMARKS: dict[str, Benchmark] = {
         validation=_tiny_imagenet("validation"),
         model="resnet18_32x32",
         trains_on_the_spot=False,
+        class_names=tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
     ),
 }
 
