@@ -22,8 +22,9 @@ import pytest
 # Lowest first. A module may import from the rows below its own and from its own group; groups of
 # one row know nothing of each other. A module belongs to the last group that names it.
 LAYERS: tuple[dict[str, tuple[str, ...]], ...] = (
-    {"basics": ("errors", "checks", "progress")},
+    {"basics": ("errors", "checks", "progress", "structures")},
     {"outputs": ("outputs",)},
+    {"exporting": ("exporting",)},
     {
         "mathematics": (
             "prototypes",
@@ -37,6 +38,7 @@ LAYERS: tuple[dict[str, tuple[str, ...]], ...] = (
             "neighbors",
             "metrics",
             "calibration",
+            "drift",
         )
     },
     {
@@ -57,24 +59,42 @@ LAYERS: tuple[dict[str, tuple[str, ...]], ...] = (
         "bank files": ("bank_files",),
         "cache": ("cache",),
         "search": ("search",),
+        "saving": ("saving",),
     },
+    {"classifier": ("ood_classifier",)},
+    {"deployment": ("deployment",)},
+    {"serving": ("serving", "serving.*")},
     {"command helpers": ("command",)},
-    {"command lines": ("eval", "train", "models.import_torch", "data.convert")},
+    {
+        "command lines": (
+            "eval",
+            "train",
+            "fit",
+            "predict",
+            "serve",
+            "models.import_torch",
+            "data.convert",
+        )
+    },
 )
 
 ANYWHERE = {"jax", "jaxtyping", "numpy"}
 # Where else a package may be imported: groups or modules.
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
-    "PIL": ("data",),
+    "PIL": ("data", "predict", "serving"),
+    "h11": ("serving",),
     "flax": ("backbone", "models", "checkpoints", "training", "command lines"),
     "optax": ("training",),
-    "orbax": ("checkpoints", "bank files"),
+    "orbax": ("checkpoints", "bank files", "saving"),
+    "prometheus_client": ("serving",),
     "requests": ("data.download",),
     "scipy": ("data.builtin",),
     "sklearn": ("metrics", "bank_building", "data.builtin"),
+    "starlette": ("serving",),
     "tensorflow_datasets": ("data.sources",),
     "tqdm": ("progress",),
     "tyro": ("command helpers", "command lines"),
+    "uvicorn": ("serving", "serve"),
 }
 
 # What `import grood_jax` alone must not load: slow, optional, or some detectors' business.
