@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from grood_jax import checks
 from grood_jax.outputs import Outputs
 
 Early = Callable[[Any, Array], Array]
@@ -73,7 +74,9 @@ class Backbone:
             pixels.
 
         Raises:
-          TypeError: a stage is not callable, or not hashable (then every call would compile).
+          TypeError: a stage is not callable, or not hashable (then every call would compile);
+            ``input_std`` holds what is no number.
+          ValueError: ``input_std`` holds what is not positive.
         """
         stages = {"early": early, "late": late, "head": head, "layers": layers}
         for name, stage in stages.items():
@@ -82,7 +85,7 @@ class Backbone:
             if not callable(stage):
                 raise TypeError(f"{name} is {stage!r}; expected a function")
             _check_hashable(name, stage)
-        return cls(arrays, early, late, head, layers, tuple(map(float, input_std)))
+        return cls(arrays, early, late, head, layers, _checked_std(input_std))
 
     @classmethod
     def from_nnx(
@@ -134,7 +137,7 @@ class Backbone:
             _NnxStage(graph, late, name),
             _NnxHead(graph) if has_head else None,
             _middle(model, layers, partial(_NnxStage, graph)),
-            tuple(map(float, input_std)),
+            _checked_std(input_std),
         )
 
     @classmethod
@@ -182,7 +185,7 @@ class Backbone:
             _LinenStage(module, late, name),
             _linen_head if has_head else None,
             _middle(module, layers, partial(_LinenStage, module)),
-            tuple(map(float, input_std)),
+            _checked_std(input_std),
         )
 
     def hidden(self, images: Float[Array | np.ndarray, "b ..."]) -> Float[Array, "b ..."]:
@@ -262,14 +265,22 @@ class Backbone:
         return self.finish(self.hidden(images))
 
 
+def _checked_std(input_std: Sequence[float]) -> tuple[float, ...]:
+    return tuple(checks.positive("input_std", value) for value in input_std)
+
+
 def _floating(name: str, array: Any) -> Array:
-    dtype = jnp.result_type(array)
-    if not jnp.issubdtype(dtype, jnp.floating) or jnp.ndim(array) < 1:
+    array = checks.array_of(name, array)
+    if not jnp.issubdtype(array.dtype, jnp.floating) or array.ndim < 1:
         raise TypeError(
-            f"{name} has dtype {dtype} and shape {jnp.shape(array)}; expected floating-point "
+            f"{name} has dtype {array.dtype} and shape {array.shape}; expected floating-point "
             "numbers, (B, ...)"
         )
-    return jnp.asarray(array)
+    with checks.room(name, array.shape), np.errstate(over="ignore"):
+        if isinstance(array, np.ndarray) and (array.itemsize > 8 or not array.dtype.isnative):
+            # JAX knows neither long doubles nor another order of bytes.
+            array = array.astype(np.float32)
+        return jnp.asarray(array)
 
 
 def _described(returned: Any) -> str:

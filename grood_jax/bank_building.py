@@ -27,8 +27,8 @@ from grood_jax.bank import (
 MEMORY, MEMORY_ACCELERATOR = 2 * 2**20, 256 * 2**20
 """Bytes of one block of bounds if nothing else is asked for: what a CPU's cache holds, and more."""
 
-LEAST_MEMORY = 2**16
-"""Smaller blocks than this are refused."""
+LEAST_MEMORY, MOST_MEMORY = 2**16, 2**60
+"""Smaller or larger blocks than this are refused."""
 
 AXES = (8, 16, 32, 64, 128)
 """How many principal axes may be kept."""
@@ -62,7 +62,7 @@ def build_bank(
     Raises:
       TypeError: not real numbers, or ``memory`` not an integer.
       ValueError: wrong rank, no rows, NaN, infinite values or values beyond 1e37, an unknown
-        dtype, or less memory than 64 KiB.
+        dtype, less memory than 64 KiB or more than 1 EiB, or rows that do not fit into memory.
     """
     return build_bank_in_pieces([vectors], dtype=dtype, memory=memory)
 
@@ -88,7 +88,12 @@ def build_bank_in_pieces(
 
 
 def bank_rows(bank: Bank) -> Float[np.ndarray, "n d"]:
-    """The rows of a bank as they were given, (N, D) float32, on the host."""
+    """The rows of a bank as they were given, (N, D) float32, on the host.
+
+    Raises:
+      TypeError: ``bank`` is none.
+    """
+    _require_bank(bank)
     if bank.host is not None:
         return np.concatenate(bank.host.pieces)
     places = np.asarray(bank.places)
@@ -101,8 +106,11 @@ def merge_banks(*banks: Bank) -> Bank:
     """A bank of the rows of all banks, in order; the banks themselves stay as they are.
 
     Raises:
+      TypeError: what is no bank.
       ValueError: no bank at all, widths that differ, or banks of float32 and of bfloat16.
     """
+    for bank in banks:
+        _require_bank(bank)
     dtypes = sorted({bank_dtype(bank) for bank in banks})
     if len(dtypes) != 1:
         raise ValueError(f"banks has dtypes {dtypes}; expected banks of one dtype")
@@ -114,9 +122,10 @@ def grow_bank(bank: Bank, vectors: npt.ArrayLike) -> Bank:
     """A bank of the rows of ``bank`` and then those of ``vectors`` (M, D); see `build_bank`.
 
     Raises:
-      TypeError: as `build_bank`.
+      TypeError: as `build_bank`, or ``bank`` is none.
       ValueError: as `build_bank`, or widths that differ.
     """
+    _require_bank(bank)
     pieces = [*_pieces(bank), vectors]
     return build_bank_in_pieces(pieces, dtype=bank_dtype(bank), memory=bank.memory)
 
@@ -130,9 +139,10 @@ def thin_bank(bank: Bank, sampling_ratio: float, key: Array) -> Bank:
       key: randomness; the same key draws the same rows.
 
     Raises:
-      TypeError: ``sampling_ratio`` is no number.
-      ValueError: it lies outside (0, 1].
+      TypeError: ``sampling_ratio`` is no number, ``bank`` no bank or ``key`` no key.
+      ValueError: ``sampling_ratio`` lies outside (0, 1].
     """
+    _require_bank(bank)
     chosen = sampled_rows(key, bank.size, sampling_ratio)
     rows = bank_rows(bank)[chosen] if bank.host is None else bank.host.take(chosen)
     return build_bank(rows, dtype=bank_dtype(bank), memory=bank.memory)
@@ -156,7 +166,12 @@ def checked_memory(memory: int | None) -> int:
     """Bytes of one block of bounds: as asked for, or the default."""
     if memory is None:
         return MEMORY if jax.default_backend() == "cpu" else MEMORY_ACCELERATOR
-    return checks.at_least("memory", memory, LEAST_MEMORY)
+    return checks.at_least("memory", memory, LEAST_MEMORY, MOST_MEMORY)
+
+
+def _require_bank(bank: Bank) -> None:
+    if not isinstance(bank, Bank):
+        raise TypeError(f"bank is a {type(bank).__name__}; expected a Bank, as build_bank makes it")
 
 
 def bank_dtype(bank: Bank) -> DType:

@@ -42,12 +42,16 @@ def load_bank(directory: Path) -> Bank:
         raise UserError(f"there is no bank in {directory}; make one with save_bank")
     with checkpoints.manager(directory) as opened:
         about = checkpoints.restore(opened, directory, step, "about")
-        missing = {"shape", "dtype", "memory", "fingerprint"} - set(about)
-        if missing:
-            raise UserError(f"{directory} holds no bank: it has no " + ", ".join(sorted(missing)))
-        # NumPy in and out: rows of a bfloat16 bank may not fit the device.
-        like = {"rows": np.empty(about["shape"], np.float32)}
+        with checkpoints.described(f"the bank in {directory}"):
+            missing = {"shape", "dtype", "memory", "fingerprint"} - set(about)
+            if missing:
+                raise UserError(
+                    f"{directory} holds no bank: it has no " + ", ".join(sorted(missing))
+                )
+            # NumPy in and out: rows of a bfloat16 bank may not fit the device.
+            like = {"rows": np.empty(about["shape"], np.float32)}
         arrays = checkpoints.restore(opened, directory, step, "bank", like)
     if checkpoints.fingerprint_of(arrays) != about["fingerprint"]:
         raise UserError(f"the bank in {directory} is damaged: its fingerprint is another")
-    return build_bank(arrays["rows"], dtype=about["dtype"], memory=about["memory"])
+    with checkpoints.described(f"the bank in {directory}"):
+        return build_bank(arrays["rows"], dtype=about["dtype"], memory=about["memory"])

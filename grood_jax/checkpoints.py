@@ -4,6 +4,7 @@ import contextlib
 import gc
 import hashlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -90,13 +91,31 @@ def save_model(directory: Path, model: Staged, spec: ModelSpec) -> None:
 
 
 def require_no_checkpoint(directory: Path) -> None:
-    """Refuses a directory that is in use.
+    """Refuses a directory that is in use, or makes it.
 
     Raises:
-      UserError: it holds a checkpoint already.
+      UserError: it holds a checkpoint already, or cannot be made.
     """
     if latest_step(directory) is not None:
         raise UserError(f"{directory} holds a checkpoint already; choose another directory")
+    try:
+        place(directory).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{directory} cannot be made: {error.strerror}") from error
+
+
+def place(directory: Path) -> Path:
+    """The directory's absolute path.
+
+    Raises:
+      UserError: no directory can lie there, or none that orbax could write to.
+    """
+    try:
+        found = directory.expanduser().resolve()
+        str(found).encode()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{str(directory)!r} is the path of no directory: {error}") from error
+    return found
 
 
 @contextlib.contextmanager
@@ -106,7 +125,7 @@ def manager(directory: Path, kept: int = KEPT) -> Iterator[Any]:
 
     with _quiet():
         options = ocp.CheckpointManagerOptions(max_to_keep=kept, enable_async_checkpointing=False)
-        with ocp.CheckpointManager(directory.expanduser().resolve(), options=options) as opened:
+        with ocp.CheckpointManager(place(directory), options=options) as opened:
             yield opened
 
 
@@ -145,7 +164,7 @@ def save(
 
 def latest_step(directory: Path) -> int | None:
     """The number of the newest whole checkpoint in the directory, if there is one."""
-    if not directory.expanduser().is_dir():
+    if not os.path.isdir(place(directory)):
         return None
     with manager(directory) as checkpoints:
         return checkpoints.latest_step()
@@ -170,18 +189,21 @@ def load_model(directory: Path, *, expected_model: str | None = None) -> Loaded:
         )
     with manager(directory) as checkpoints:
         about = restore(checkpoints, directory, step, "about")
-        missing = {"spec", "record", "fingerprint", "arrays"} - set(about)
-        if missing:
-            raise UserError(
-                f"the checkpoint in {directory} is none of grood-jax: it has no "
-                + ", ".join(sorted(missing))
-            )
-        spec = spec_of(directory, about["spec"])
-        if expected_model is not None and spec.model != expected_model:
-            raise UserError(
-                f"the checkpoint in {directory} is of model {spec.model}; expected {expected_model}"
-            )
-        arrays = restore(checkpoints, directory, step, "model", _wanted(directory, spec, about))
+        with described(f"the checkpoint in {directory}"):
+            missing = {"spec", "record", "fingerprint", "arrays"} - set(about)
+            if missing:
+                raise UserError(
+                    f"the checkpoint in {directory} is none of grood-jax: it has no "
+                    + ", ".join(sorted(missing))
+                )
+            spec = spec_of(directory, about["spec"])
+            if expected_model is not None and spec.model != expected_model:
+                raise UserError(
+                    f"the checkpoint in {directory} is of model {spec.model}; expected "
+                    f"{expected_model}"
+                )
+            wanted = _wanted(directory, spec, about)
+        arrays = restore(checkpoints, directory, step, "model", wanted)
     model = model_of(spec, arrays)
     found = fingerprint(model)
     if found != about["fingerprint"]:
@@ -277,6 +299,23 @@ def _abandoned_reads() -> Iterator[None]:
         raise
     finally:
         sys.unraisablehook = before
+
+
+@contextlib.contextmanager
+def described(what: str) -> Iterator[None]:
+    """Raises UserError for whatever a description that was altered makes its readers raise.
+
+    Args:
+      what: was described, for the message.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{what} is damaged or of another version: {type(error).__name__} ({error})"[:500]
+        ) from error
 
 
 def _layout(arrays: Any) -> dict[str, str]:

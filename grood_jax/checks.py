@@ -1,7 +1,8 @@
 """Checks at the public doors: what was found, what was expected, under which name."""
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,9 +21,9 @@ def shaped(name: str, array: Any, shape: Sequence[int | str]) -> jax.Array:
 
     Raises:
       TypeError: the array's dtype is not a real number.
-      ValueError: its shape differs from ``shape``.
+      ValueError: its shape differs from ``shape``, or it does not fit into memory.
     """
-    array = _array(array)
+    array = array_of(name, array)
     if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
         raise TypeError(f"{name} has dtype {array.dtype}; expected real numbers")
     open_ended = len(shape) > 0 and shape[-1] == "..."
@@ -33,12 +34,30 @@ def shaped(name: str, array: Any, shape: Sequence[int | str]) -> jax.Array:
         isinstance(want, int) and have != want for have, want in zip(found, wanted, strict=False)
     ):
         raise ValueError(f"{name} has shape {found}; expected {_written(shape)}")
-    if isinstance(array, np.ndarray):
-        # JAX would first wrap int64 to int32; what float32 cannot hold is infinite, for `finite`.
-        with np.errstate(over="ignore"):
-            # A copy: JAX would share the caller's memory, and the caller may write into it.
-            array = array.astype(np.float32)
-    return jnp.asarray(array, jnp.float32)
+    with room(name, found):
+        if isinstance(array, np.ndarray):
+            # JAX would first wrap int64 to int32; what float32 cannot hold is infinite, for
+            # `finite`.
+            with np.errstate(over="ignore"):
+                # A copy: JAX would share the caller's memory, and the caller may write into it.
+                array = array.astype(np.float32)
+        return jnp.asarray(array, jnp.float32)
+
+
+@contextlib.contextmanager
+def room(name: str, shape: Sequence[Any]) -> Iterator[None]:
+    """Raises ValueError where there is no memory for an array.
+
+    A shape may be gigantic and yet cost its owner nothing: views repeat what they show.
+    """
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise ValueError(
+            f"{name} has shape {tuple(shape)}; expected an array that fits into memory"
+        ) from error
 
 
 def finite(name: str, array: jax.Array, limit: float | None = None) -> jax.Array:
@@ -60,7 +79,7 @@ def finite(name: str, array: jax.Array, limit: float | None = None) -> jax.Array
     if limit is not None and largest > limit:
         raise ValueError(
             f"{name} holds values up to {largest:.3g}; expected at most {limit:.0e} "
-            "(rescale them: float32 distances would overflow)"
+            "(rescale them: float32 would overflow)"
         )
     return array
 
@@ -71,14 +90,16 @@ def _largest(array: jax.Array) -> jax.Array:
     return jnp.max(jnp.abs(array), initial=0.0)
 
 
-def classes(name: str, labels: Any, count: int, shape: Sequence[int | str]) -> jax.Array:
+def classes(name: str, labels: Any, count: int, shape: Sequence[Any]) -> jax.Array:
     """Returns ``labels`` as int32 after checking dtype, shape and that all lie in [0, count).
+
+    Sizes may also be symbols, where an export leaves them open; they are not checked.
 
     Raises:
       TypeError: the labels are not integers.
       ValueError: their shape differs from ``shape``, or one lies outside [0, count).
     """
-    array = _array(labels)
+    array = array_of(name, labels)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name} has dtype {array.dtype}; expected integers")
     if array.ndim != len(shape) or any(
@@ -94,13 +115,30 @@ def classes(name: str, labels: Any, count: int, shape: Sequence[int | str]) -> j
     return jnp.asarray(array, jnp.int32)
 
 
-def at_least(name: str, value: Any, low: int) -> int:
-    """Returns ``value``; raises TypeError unless it is an integer, ValueError if below ``low``."""
+def at_least(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """Returns ``value``; raises unless it is an integer from ``low`` up, to ``high`` if given.
+
+    Raises:
+      TypeError: it is no integer.
+      ValueError: it is out of range.
+    """
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} is {value!r}; expected an integer of at least {low}")
     if value < low:
         raise ValueError(f"{name} is {value}; expected at least {low}")
+    if high is not None and value > high:
+        raise ValueError(f"{name} is {value}; expected at most {high}")
     return int(value)
+
+
+def seed(name: str, value: Any) -> int:
+    """Returns ``value``; raises unless it is an integer from 0 to 2³² − 1.
+
+    Raises:
+      TypeError: it is no integer.
+      ValueError: it is out of range: JAX would take 2³² for 0.
+    """
+    return at_least(name, value, 0, 2**32 - 1)
 
 
 def fraction(name: str, value: Any, *, zero: bool = True) -> float:
@@ -153,7 +191,7 @@ def choice(name: str, value: Any, options: Sequence[str]) -> str:
     """Returns ``value``; raises ValueError, with the nearest option, unless it is one of them."""
     import difflib
 
-    if value in options:
+    if isinstance(value, str) and value in options:
         return value
     near = difflib.get_close_matches(str(value), options, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -163,12 +201,20 @@ def choice(name: str, value: Any, options: Sequence[str]) -> str:
 def _number(name: str, value: Any, expected: str) -> float:
     if isinstance(value, bool) or not isinstance(value, float | int | np.floating | np.integer):
         raise TypeError(f"{name} is {value!r}; expected {expected}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
-def _array(array: Any) -> Any:
+def array_of(name: str, array: Any) -> Any:
     """``array`` as it is if it is a JAX array, else as NumPy reads it."""
-    return array if isinstance(array, jax.Array) else np.asarray(array)
+    if isinstance(array, jax.Array):
+        return array
+    try:
+        return np.asarray(array)
+    except ValueError as error:
+        raise ValueError(f"{name} is no array: {error}") from error
 
 
 def _written(shape: Sequence[int | str]) -> str:

@@ -94,7 +94,7 @@ class EvalConfig:
         Raises:
           ValueError: an option outside its range.
         """
-        checks.at_least("seed", self.seed, 0)
+        checks.seed("seed", self.seed)
         checks.at_least("batch_size", self.batch_size, 1)
         if self.limit is not None:
             checks.at_least("limit", self.limit, 1)

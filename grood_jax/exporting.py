@@ -1,5 +1,6 @@
 """Pure functions of images as files that need only jax to run."""
 
+import contextlib
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ def export(
       platforms: where it is to run.
 
     Raises:
-      UserError: the package flatbuffers is missing.
+      UserError: the package flatbuffers is missing, or the file cannot be written.
       ValueError: an unknown platform.
     """
     if not platforms or isinstance(platforms, str):
@@ -51,6 +52,9 @@ def export(
             "jax.export needs the package flatbuffers; install it with pip install "
             "'grood-jax[export]'"
         )
+    # What is no regular file, a device for example, would be replaced by one.
+    if not path.name or "\0" in path.name or (os.path.lexists(path) and not os.path.isfile(path)):
+        raise UserError(f"path is {str(path)!r}; expected a new file, or one to be replaced")
     (count,) = jax_export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((count, *image_shape), jnp.float32)
     exported = jax_export.export(jax.jit(answers), platforms=tuple(platforms))(images)
@@ -58,8 +62,11 @@ def export(
     try:
         unfinished.write_bytes(exported.serialize())
         os.replace(unfinished, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def in_blocks(score: Score) -> Score:

@@ -47,13 +47,16 @@ def ood_metrics(id_scores: npt.ArrayLike, ood_scores: npt.ArrayLike) -> dict[str
 
 
 def _scores(name: str, scores: npt.ArrayLike) -> Float[np.ndarray, " n"]:
-    array = np.asarray(scores)
+    array = np.asarray(checks.array_of(name, scores))
     if array.ndim != 1 or len(array) == 0:
         raise ValueError(f"{name} has shape {array.shape}; expected (N,) with N at least 1")
     if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
         # bfloat16 and its kind are no NumPy floats, and scikit-learn does not take them.
         array = np.asarray(checks.shaped(name, scores, ("N",)))
+    # What float64 cannot hold is infinite.
+    with checks.room(name, array.shape), np.errstate(over="ignore"):
+        array = array.astype(np.float64)
     if not np.isfinite(array).all():
         count = int((~np.isfinite(array)).sum())
         raise ValueError(f"{name} holds {count} NaN or infinite values; expected finite scores")
-    return array.astype(np.float64)
+    return array

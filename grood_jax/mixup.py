@@ -67,7 +67,7 @@ def mix_with_prototypes(
     early = checks.shaped("prototypes", prototypes, ("C", *activations.shape[1:]))
     checks.finite("prototypes", early)
     count = activations.shape[0]
-    wide = np.ndim(targets) == 2
+    wide = checks.array_of("targets", targets).ndim == 2
     chosen = checks.classes("targets", targets, early.shape[0], (count, "K") if wide else (count,))
     share = checks.shaped("weight", weight, ())
     if not isinstance(share, jax.core.Tracer):

@@ -335,8 +335,8 @@ class OODClassifier:
           platforms: where it is to run.
 
         Raises:
-          UserError: the detector reads rows on the host, which no file can; or the package
-            flatbuffers is missing.
+          UserError: the detector reads rows on the host, which no file can; the package
+            flatbuffers is missing; or the file cannot be written.
           ValueError: an unknown platform, or an image shape that the network does not take.
         """
         shape = self.image_shape if image_shape is None else tuple(image_shape)
@@ -602,8 +602,12 @@ def _batches(name: str, given: Iterable[LabelledImages | Any]) -> Iterator[Batch
             yield item
             continue
         pair = isinstance(item, tuple) and len(item) == 2
-        images = np.asarray(item[0] if pair else item)
-        labels = np.asarray(item[1]) if pair else np.full(len(images), -1, np.int32)
+        images = np.asarray(checks.array_of(name, item[0] if pair else item))
+        labels = (
+            np.asarray(checks.array_of(name, item[1]))
+            if pair
+            else np.broadcast_to(np.int32(-1), images.shape[:1])
+        )
         if not jnp.issubdtype(images.dtype, jnp.floating) or images.ndim != 4 or not len(images):
             raise TypeError(
                 f"{name} holds images of dtype {images.dtype} and shape {images.shape}; expected "
@@ -618,7 +622,9 @@ def _batches(name: str, given: Iterable[LabelledImages | Any]) -> Iterator[Batch
         if images.shape[1:] != shape:
             raise ValueError(f"{name} holds images {images.shape[1:]}; expected {shape} as before")
         size = max(size, len(images))
-        yield _batch(images.astype(np.float32), labels, size)
+        with checks.room(name, images.shape), np.errstate(over="ignore"):
+            batch = _batch(images.astype(np.float32), labels, size)
+        yield batch
 
 
 def _batch(images: np.ndarray, labels: np.ndarray, size: int) -> Batch:

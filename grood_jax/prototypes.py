@@ -16,6 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from grood_jax import checks
 
+LARGEST = 1e28
+"""Larger features than this are refused: sums of 2³¹ of them might overflow float32."""
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -114,12 +117,16 @@ def class_prototypes(
 
     Raises:
       TypeError: features that are no real numbers, labels or num_classes that are no integers.
-      ValueError: shapes that do not fit, a label out of range, NaN or infinite features.
+      ValueError: shapes that do not fit, a label out of range, NaN, infinite features or features
+        beyond 1e28, or more classes than there is memory for.
     """
-    checks.at_least("num_classes", num_classes, 1)
-    values = checks.finite("features", checks.shaped("features", features, ("N", "...")))
+    checks.at_least("num_classes", num_classes, 1, 2**31 - 1)
+    values = checks.shaped("features", features, ("N", "..."))
+    values = checks.finite("features", values, LARGEST)
     classes = checks.classes("labels", labels, num_classes, (values.shape[0],))
-    sums = jax.jit(_accumulate)(class_sums(num_classes, values.shape[1:]), values, classes)
+    with checks.room("prototypes", (num_classes, *values.shape[1:])):
+        empty = class_sums(num_classes, values.shape[1:])
+    sums = jax.jit(_accumulate)(empty, values, classes)
     return means(sums), sums.counts
 
 

@@ -62,8 +62,10 @@ def require_directory(name: str, directory: Path) -> None:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{name} is {directory}; it cannot be made: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        # ValueError: a path with a zero byte.
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{name} is {directory}; it cannot be made: {why}") from error
     if not os.access(directory, os.W_OK):
         raise UserError(f"{name} is {directory}; it cannot be written to")
 

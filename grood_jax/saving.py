@@ -32,6 +32,7 @@ def save(directory: Path, kind: str, arrays: Arrays, about: Mapping[str, Any]) -
     """
     import orbax.checkpoint as ocp
 
+    directory = checkpoints.place(directory)
     results.require_directory("path", directory)
     latest = checkpoints.latest_step(directory)
     if latest is not None and not (directory / str(latest) / kind).is_dir():
@@ -67,6 +68,7 @@ def load(directory: Path, kind: str, how_to_make: str) -> tuple[dict[str, Any], 
       UserError: there is none, it is of another kind, of a newer format, incomplete, or not what
         was saved.
     """
+    directory = checkpoints.place(directory)
     step = checkpoints.latest_step(directory)
     if step is None:
         raise UserError(f"there is no {kind} in {directory}; {how_to_make}")
@@ -77,26 +79,29 @@ def load(directory: Path, kind: str, how_to_make: str) -> tuple[dict[str, Any], 
         found = manifest.get("format") if isinstance(manifest, dict) else None
         if not isinstance(found, int):
             raise UserError(f"the {kind} in {directory} is damaged: its manifest has no format")
-        if found > FORMAT:
-            version = manifest.get("versions", {}).get("grood-jax", "a newer version")
-            raise UserError(
-                f"the {kind} in {directory} has format {found}, of grood-jax {version}; this one "
-                f"reads up to {FORMAT}: upgrade it"
-            )
-        if manifest.get("checksum") != _manifest_checksum(manifest):
-            raise UserError(f"the {kind} in {directory} is damaged: its manifest was altered")
-        like = {
-            name: np.empty(layout["shape"], np.dtype(layout["dtype"]))
-            for name, layout in manifest["arrays"].items()
-        }
+        # The checksum says that it is as it was written, not by whom.
+        with checkpoints.described(f"the {kind} in {directory}"):
+            if found > FORMAT:
+                version = manifest.get("versions", {}).get("grood-jax", "a newer version")
+                raise UserError(
+                    f"the {kind} in {directory} has format {found}, of grood-jax {version}; this "
+                    f"one reads up to {FORMAT}: upgrade it"
+                )
+            if manifest.get("checksum") != _manifest_checksum(manifest):
+                raise UserError(f"the {kind} in {directory} is damaged: its manifest was altered")
+            like = {
+                name: np.empty(layout["shape"], np.dtype(layout["dtype"]))
+                for name, layout in manifest["arrays"].items()
+            }
+            about, checksums = dict(manifest["about"]), dict(manifest["checksums"])
         arrays = checkpoints.restore(opened, directory, step, "arrays", _stored(like))
     arrays = {name: np.asarray(arrays.get(name, empty)) for name, empty in like.items()}
     for name, array in arrays.items():
-        if _checksum(array) != manifest["checksums"][name]:
+        if _checksum(array) != checksums.get(name):
             raise UserError(
                 f"the {kind} in {directory} is damaged: the array {name} is not what was saved"
             )
-    return manifest["about"], arrays
+    return about, arrays
 
 
 def _stored(arrays: Arrays) -> Arrays:

@@ -36,10 +36,12 @@ def shard_bank(
       memory: as in `grood_jax.build_bank`, for each device.
 
     Raises:
-      TypeError: as `grood_jax.build_bank`.
+      TypeError: as `grood_jax.build_bank`, or ``mesh`` is none.
       ValueError: as `grood_jax.build_bank`; an axis that the mesh does not have, or fewer rows
         than devices to divide them over.
     """
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh is a {type(mesh).__name__}; expected a jax.sharding.Mesh")
     axes = [axis for axis in (bank_axis, query_axis) if axis is not None]
     missing = [axis for axis in axes if axis not in mesh.axis_names]
     if missing or len(set(axes)) < len(axes):

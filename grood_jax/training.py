@@ -65,7 +65,7 @@ class TrainOptions:
         checks.at_least("epochs", self.epochs, 1)
         checks.at_least("batch_size", self.batch_size, 1)
         checks.at_least("crop_padding", self.crop_padding, 0)
-        checks.at_least("seed", self.seed, 0)
+        checks.seed("seed", self.seed)
         checks.fraction("label_smoothing", self.label_smoothing)
         checks.fraction("momentum", self.momentum)
         checks.choice("schedule", self.schedule, ("cosine", "one-cycle"))

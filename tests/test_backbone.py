@@ -545,3 +545,16 @@ def test_images_that_are_not_normalised(plain: ModuleType, images: jax.Array, dt
         backbone.finish(stored)
     with pytest.raises(TypeError, match=r"images has dtype float32 and shape \(\)"):
         backbone(jnp.float32(1))
+
+
+@pytest.mark.parametrize("dtype", [">f4", np.longdouble])
+def test_numbers_that_jax_does_not_know(plain: ModuleType, images: jax.Array, dtype) -> None:
+    backbone = plain.Backbone.from_functions({}, lambda a, x: x, lambda a, e: (e, e))
+    found = backbone(np.asarray(images).astype(dtype))
+    np.testing.assert_array_equal(found.features, images)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, 10**400])
+def test_deviations_that_are_none(plain: ModuleType, value) -> None:
+    with pytest.raises(ValueError, match="input_std is .*; expected a positive number"):
+        plain.Backbone.from_functions({}, len, len, input_std=(1.0, value))

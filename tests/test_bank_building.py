@@ -194,3 +194,22 @@ KEY = jax.random.key(0)
 def test_bad_arguments(unchecked, build, error, message):
     with pytest.raises(error, match=re.escape(message)):
         build()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        gj.bank_rows,
+        gj.merge_banks,
+        lambda bank: gj.grow_bank(bank, MATRIX),
+        lambda bank: gj.thin_bank(bank, 0.5, KEY),
+    ],
+)
+def test_what_is_no_bank(unchecked, use):
+    with pytest.raises(TypeError, match="bank is a ndarray; expected a Bank"):
+        use(MATRIX)
+
+
+def test_more_memory_than_there_can_be(unchecked):
+    with pytest.raises(ValueError, match="memory is .*; expected at most 1152921504606846976"):
+        gj.build_bank(MATRIX, memory=2**2000)

@@ -1,4 +1,6 @@
+import json
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -55,3 +57,25 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
         opened.save(0, args=ocp.args.Composite(about=ocp.args.JsonSave({"shape": [1, 1]})))
     with pytest.raises(gj.UserError, match="holds no bank: it has no dtype, fingerprint, memory"):
         load_bank(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"dtype": "x"}, {"memory": 1}, {"shape": ["x"]}, {"shape": [-1, 2]}]
+)
+def test_an_altered_description_is_refused(tmp_path, change):
+    save_bank(tmp_path, gj.build_bank(ROWS[:3]))
+    path = tmp_path / "0" / "about" / "metadata"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(gj.UserError, match="damaged"):
+        load_bank(tmp_path)
+
+
+def test_paths_of_no_directory(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    names = ("file/x", "loop", "n" * 300, "a\0b", "\udcff")
+    for path in [*(tmp_path / name for name in names), Path("~nobody-here/x")]:
+        with pytest.raises(gj.UserError):
+            save_bank(path, gj.build_bank(ROWS[:3]))
+        with pytest.raises(gj.UserError):
+            load_bank(path)

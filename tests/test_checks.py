@@ -193,3 +193,41 @@ def test_flags(value):
 def test_no_flags(value):
     with pytest.raises(TypeError, match=f"interpolate is {value!r}; expected True or False"):
         checks.flag("interpolate", value)
+
+
+def test_integers_may_have_an_upper_end():
+    assert checks.at_least("k", 7, 1, 7) == 7
+    with pytest.raises(ValueError, match="k is 8; expected at most 7"):
+        checks.at_least("k", 8, 1, 7)
+
+
+@pytest.mark.parametrize("value", [-1, 2**32, 2**70])
+def test_seeds_that_jax_would_take_for_others(value):
+    assert checks.seed("seed", 2**32 - 1) == 2**32 - 1
+    with pytest.raises(ValueError, match=f"seed is {value}; expected at"):
+        checks.seed("seed", value)
+
+
+@pytest.mark.parametrize("check", [checks.fraction, checks.percent, checks.positive])
+@pytest.mark.parametrize("value", [10**400, -(10**400)])
+def test_numbers_too_large_for_a_float_are_out_of_range(check, value):
+    with pytest.raises(ValueError, match="weight is -?1000"):
+        check("weight", value)
+
+
+def test_what_numpy_cannot_read_is_named():
+    with pytest.raises(ValueError, match="x is no array: .*inhomogeneous"):
+        checks.shaped("x", [[1], [1, 2]], ("N", "D"))
+    with pytest.raises(ValueError, match="x is no array: .*inhomogeneous"):
+        checks.classes("x", [[1], [1, 2]], 3, ("N",))
+
+
+def test_gigantic_views_are_refused_and_not_allocated():
+    gigantic = np.broadcast_to(np.float32(1), (2**44, 3))
+    with pytest.raises(ValueError, match=r"x has shape \(17592186044416, 3\); .* fits into memory"):
+        checks.shaped("x", gigantic, ("N", 3))
+
+
+def test_only_words_are_choices():
+    with pytest.raises(ValueError, match=r"source is array\(\['mixup', 'noise'\]"):
+        checks.choice("source", np.array(["mixup", "noise"]), ("mixup", "noise"))

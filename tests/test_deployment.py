@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from grood_jax import calibration, deployment, fit, predict
+from grood_jax.data import Preprocessing
 from grood_jax.errors import UserError
-from grood_jax.ood_classifier import OODClassifier
+from grood_jax.ood_classifier import OODClassifier, Prediction
 
 COLUMNS = ["path", "class", "name", "score", "p_value", "is_ood"]
 
@@ -215,3 +218,72 @@ def test_a_directory_of_another_kind_is_left_alone(digits, monkeypatch, capsys):
     checkpoint = "checkpoints/digits-small-seed0"
     assert fit.main(["--detector", "msp", "--output-dir", checkpoint]) == 1
     assert "holds a checkpoint that is no OOD_classifier" in capsys.readouterr().err
+
+
+class Answers:
+    """A deployed network that needs no compiler."""
+
+    preprocessing = Preprocessing(8, 1, (0.5,), (0.5,))
+    class_names = ("dark", "light")
+
+    def predict(self, pixels):
+        score = pixels.mean(axis=(1, 2, 3)).astype(np.float32)
+        return Prediction((score > 99).astype(np.int32), score, score > 99, score / 255)
+
+
+@pytest.fixture
+def answers(monkeypatch, unchecked):
+    monkeypatch.setattr(predict.deployment, "load", lambda _: Answers())
+
+
+def test_only_regular_files_are_read(answers, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "endless.png").symlink_to("/dev/zero")
+    with open(tmp_path / "large.png", "wb") as file:
+        file.truncate(2**40)
+    names = ("pipe.png", "pipe.npz", "loop.png", "endless.png", "large.png", "n" * 300, "a\0b")
+    text, failed, reported = lines(tmp_path, tuple(tmp_path / name for name in names))
+    assert text == ",".join(COLUMNS) + "\n" and failed == 7
+    said = [line.rpartition(": ")[2] for line in reported[:-1]]
+    assert said == [
+        *["it is no regular file"] * 2,
+        "Too many levels of symbolic links",
+        "it is no regular file",
+        "it has 1099511627776 bytes; expected at most 268435456",
+        "File name too long",
+        "embedded null byte",
+    ]
+
+
+def test_names_that_are_no_text_are_written_in_ascii(answers, tmp_path):
+    for name in ("\udcff.png", "line\nbreak.png", "ü.png"):
+        Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / name)
+    (tmp_path / "bad\n.png").touch()
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    reported = []
+    config = predict.PredictConfig(tmp_path, (tmp_path,))
+    assert predict.run(config, stream=stream, report=reported.append) == 1
+    written = stream.buffer.getvalue().decode().splitlines()
+    names = [line.split(",")[0].rpartition("/")[2] for line in written[1:]]
+    assert sorted(names) == ["\\udcff.png", "line\\nbreak.png", "ü.png"]
+    assert "/bad\\n.png: it is no PNG" in reported[0]
+
+
+@pytest.mark.parametrize("shape", [(2**60,), (2**32, 2**32), (-1, 8, 8), (2, 8, 9)])
+def test_a_header_of_an_array_that_lies(answers, tmp_path, shape):
+    member = io.BytesIO()
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(member, header)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("images.npy", member.getvalue() + bytes(128))
+    _, failed, _ = lines(tmp_path, (tmp_path / "x.npz",))
+    assert failed == 1
+
+
+def test_an_array_alone_is_no_archive(answers, tmp_path):
+    with open(tmp_path / "x.npz", "wb") as file:
+        np.save(file, np.zeros((2, 8, 8), np.uint8))
+    _, failed, reported = lines(tmp_path, (tmp_path / "x.npz",))
+    assert failed == 1 and reported[0].endswith("it is no .npz file, as numpy.savez writes it")

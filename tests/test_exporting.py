@@ -1,6 +1,7 @@
 """Files that run in a process with nothing but jax."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -118,3 +119,14 @@ def test_bad_arguments_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"pip install 'grood-jax\[export\]'"):
         made.export(tmp_path / "model.jax")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_files_are_replaced(tmp_path):
+    made = fit(energy())
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "", "a\0b"):
+        with pytest.raises(UserError, match="path is .*; expected a new file, or one to be rep"):
+            made.export(tmp_path / name, platforms=["cpu"])
+    with pytest.raises(UserError, match="cannot be written: No such file"):
+        made.export(tmp_path / "absent" / "x", platforms=["cpu"])
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]

@@ -168,3 +168,8 @@ def test_bad_input(scores, error, message):
         gj.ood_metrics(scores, good)
     with pytest.raises(error, match=re.escape(f"ood_scores {message}")):
         gj.ood_metrics(good, scores)
+
+
+def test_scores_too_large_for_float64_are_infinite():
+    with pytest.raises(ValueError, match="id_scores holds 1 NaN or infinite values"):
+        gj.ood_metrics(np.array(["1e4000"], np.longdouble), [1.0])

@@ -290,3 +290,33 @@ def test_a_bad_number_of_neighbours_is_refused(fitted):
     for k in (0, TRAIN + 1):
         with pytest.raises(ValueError, match=f"k is {k}"):
             fitted.nearest(tiny.images(1, 0), k)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"target_tpr": 2.0},
+        {"per_class": 1},
+        {"num_classes": None},
+        {"image_shape": ["x"]},
+        {"detector": "nothing"},
+        {"parts": {}},
+        {"parts": []},
+    ],
+)
+def test_a_description_that_somebody_else_wrote_is_refused(fitted, tmp_path, change):
+    arrays, about = fitted.take_apart()
+    with pytest.raises(UserError):
+        OODClassifier.put_together(tmp_path, about | change, arrays, tiny.backbone())
+    about.pop(next(iter(change)))
+    with pytest.raises(UserError):
+        OODClassifier.put_together(tmp_path, about, arrays, tiny.backbone())
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_gigantic_images_are_refused(fitted, key):
+    gigantic = np.broadcast_to(np.float32(1), (2**44, *tiny.SHAPE))
+    with pytest.raises(ValueError, match="images has shape .* fits into memory"):
+        fitted.predict(gigantic)
+    with pytest.raises(ValueError, match="calibration has shape .* fits into memory"):
+        fit(msp(), key, calibration=[gigantic])

@@ -233,3 +233,17 @@ def test_require_classes_refuses_a_present_class_that_is_none(present, found):
 def test_bad_input(features, labels, num_classes, error, message):
     with pytest.raises(error, match=re.escape(message)):
         gj.class_prototypes(features, labels, num_classes)
+
+
+def test_sums_that_would_overflow_are_refused(unchecked):
+    found, _ = gj.class_prototypes(np.full((4, 3), 1e28), [0, 0, 0, 0], 1)
+    np.testing.assert_allclose(found, 1e28, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"features holds values up to 3e\+38; expected at most"):
+        gj.class_prototypes(np.full((4, 3), 3e38), [0, 0, 0, 0], 1)
+
+
+def test_more_classes_than_there_is_memory_for(unchecked):
+    with pytest.raises(ValueError, match=r"prototypes has shape .*; expected .* fits into memory"):
+        gj.class_prototypes(np.broadcast_to(np.float32(1), (1, 2**16)), [0], 2**31 - 1)
+    with pytest.raises(ValueError, match="num_classes is 2147483648; expected at most 2147483647"):
+        gj.class_prototypes(np.ones((1, 3)), [0], 2**31)

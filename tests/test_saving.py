@@ -172,3 +172,22 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_one_whole(tmp_path, serv
         # The old one again.
         saving.save(tmp_path, "thing", arrays_of(1), {"seed": 1})
     assert 1 in seeds
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(arrays=3),
+        lambda m: m.update(arrays={"a.b": {}}),
+        lambda m: m["arrays"]["a.b"].update(dtype="x"),
+        lambda m: m["arrays"]["a.b"].update(shape=[2**62, 2**62]),
+        lambda m: m.pop("about"),
+        lambda m: m.update(checksums={}),
+        lambda m: m.update(format=99, versions=[]),
+    ],
+)
+def test_a_manifest_that_somebody_else_wrote_is_refused(tmp_path, change):
+    saving.save(tmp_path, "thing", arrays_of(1), {"rate": 0.1})
+    rewrite(tmp_path, change, sign=True)
+    with pytest.raises(UserError, match="the thing in .* is damaged"):
+        saving.load(tmp_path, "thing", HOW)

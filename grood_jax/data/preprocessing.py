@@ -1,16 +1,30 @@
 """From stored images to what the network takes."""
 
 import io
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Array, Float, UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+from grood_jax import checks
 
 Pixels = Array | np.ndarray
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """What tensorflow-datasets stores; Pillow would try rarer formats before some of these."""
+
+MAX_PIXELS = 2**26
+"""Of an image, as it is stored and when its shorter side has been resized: a few bytes may promise
+any number of them."""
+
+MAX_SCANS = 64
+"""Of a JPEG: each costs a pass over all pixels, and thousands fit into a small file."""
+
+
+class ImageTooLarge(ValueError):
+    """An image of more pixels, or of more work, than is allowed."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +43,24 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+          TypeError: what is no number.
+          ValueError: an image size below 1, other channels than 1 or 3, a mean or deviation that
+            is not finite or not of each channel, or a deviation that is not positive.
+        """
+        checks.at_least("image_size", self.image_size, 1)
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels is {self.channels!r}; expected 1 or 3")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != self.channels or not all(map(math.isfinite, values)):
+                raise ValueError(f"{name} is {values}; expected {self.channels} finite numbers")
+        if min(self.std) <= 0:
+            raise ValueError(f"std is {self.std}; expected positive numbers")
+
     def normalize(
         self, images: UInt8[Pixels, "b h w c"] | Float[Pixels, "b h w c"]
     ) -> Float[Pixels, "b h w c"]:
@@ -45,39 +77,95 @@ class Preprocessing:
         return images * (np.float32(1 / 255) / std) - mean / std
 
 
-def decode(encoded: bytes, image_size: int, channels: int) -> UInt8[np.ndarray, "h w c"]:
+def decode(
+    encoded: bytes, image_size: int, channels: int, *, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "h w c"]:
     """Decodes an image, always with Pillow, so that results depend on no optional decoder.
 
     Args:
       encoded: an image file's bytes.
       image_size: the height and width wanted.
       channels: 1 or 3, see `fit`.
+      max_pixels: of the image, as it is stored and when its shorter side has been resized.
 
     Returns:
       (image_size, image_size, channels) uint8.
 
     Raises:
-      OSError, ValueError, SyntaxError: what Pillow raises for bytes that are no whole image.
+      ImageTooLarge: it has more pixels than ``max_pixels``, or is a JPEG of more than `MAX_SCANS`
+        scans; it has not been decoded.
+      ValueError: the bytes are no whole image of one of `FORMATS`.
     """
-    with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
-        return fit(picture, image_size, channels)
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
+            # The header is trusted no further than to refuse: nothing is decoded yet.
+            _require_size(picture, image_size, max_pixels)
+            scans = encoded.count(b"\xff\xda") if picture.format == "JPEG" else 0
+            if scans > MAX_SCANS:
+                raise ImageTooLarge(f"the JPEG has {scans} scans; expected at most {MAX_SCANS}")
+            return fit(picture, image_size, channels, max_pixels=max_pixels)
+    except ImageTooLarge:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageTooLarge(str(error)) from error
+    except UnidentifiedImageError as error:
+        # Pillow names an object in memory here.
+        raise ValueError(f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from error
+    except Exception as error:
+        # A hostile file can make Pillow raise anything.
+        raise ValueError(f"it is no whole image: {error or type(error).__name__}") from error
 
 
-def fit(picture: Image.Image, image_size: int, channels: int) -> UInt8[np.ndarray, "h w c"]:
+def fit_pixels(
+    pixels: UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w c"], image_size: int, channels: int
+) -> UInt8[np.ndarray, "side side k"]:
+    """`fit` for an image held in memory, grey or RGB.
+
+    Raises:
+      TypeError: it does not hold bytes.
+      ValueError: it has another shape, no pixels, or too many, as for `fit`.
+    """
+    if pixels.dtype != np.uint8:
+        raise TypeError(f"pixels has dtype {pixels.dtype}; expected uint8")
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
+        raise ValueError(
+            f"pixels has shape {pixels.shape}; expected (H, W), (H, W, 1) or (H, W, 3)"
+        )
+    if pixels.size == 0:
+        raise ValueError(f"pixels has shape {pixels.shape}; expected at least one pixel")
+    if pixels.shape[0] * pixels.shape[1] > MAX_PIXELS:
+        raise ImageTooLarge(
+            f"pixels has shape {pixels.shape}; expected at most {MAX_PIXELS} pixels"
+        )
+    if pixels.shape == (image_size, image_size, channels):
+        return pixels
+    grey = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    return fit(Image.fromarray(np.ascontiguousarray(grey)), image_size, channels)
+
+
+def fit(
+    picture: Image.Image, image_size: int, channels: int, *, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "h w c"]:
     """Converts a picture between grey and RGB, resizes its shorter side, crops its centre.
 
     Args:
       picture: the picture, of any mode and size.
       image_size: the height and width wanted.
       channels: 1 or 3. Grey becomes RGB by repetition, RGB grey by luminance (ITU-R 601).
+      max_pixels: as for `decode`.
 
     Returns:
       (image_size, image_size, channels) uint8.
+
+    Raises:
+      ImageTooLarge: it has more pixels than ``max_pixels``.
+      ValueError: it has none.
 
     References:
       OpenOOD v1.5, openood/preprocessors/test_preprocessor.py: resize (bilinear, antialiased)
       and centre crop, as torchvision has them.
     """
+    _require_size(picture, image_size, max_pixels)
     mode = "L" if channels == 1 else "RGB"
     if picture.mode != mode:
         picture = picture.convert(mode)
@@ -88,3 +176,16 @@ def fit(picture: Image.Image, image_size: int, channels: int) -> UInt8[np.ndarra
         left, top = (round((side - image_size) / 2) for side in (width, height))
         picture = picture.crop((left, top, left + image_size, top + image_size))
     return np.asarray(picture).reshape(image_size, image_size, channels)
+
+
+def _require_size(picture: Image.Image, image_size: int, max_pixels: int) -> None:
+    shorter, longer = sorted(picture.size)
+    if shorter < 1:
+        raise ValueError(f"the image has {picture.width} × {picture.height} pixels; expected some")
+    # A narrow strip may be small and yet become huge when its shorter side is enlarged.
+    resized = image_size * (image_size * longer // shorter)
+    if max(shorter * longer, resized) > max_pixels:
+        raise ImageTooLarge(
+            f"the image has {picture.width} × {picture.height} pixels, {resized} after resizing; "
+            f"expected at most {max_pixels}"
+        )

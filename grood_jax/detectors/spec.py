@@ -1,7 +1,6 @@
 """A detector in one word of a command line: ``grood``, ``grood:k=5,ood_prototype=noise``."""
 
 import json
-import re
 from typing import Any
 
 
@@ -18,12 +17,14 @@ def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
       The name and the options, for `grood_jax.detectors.create`.
 
     Raises:
+      TypeError: ``text`` is no string.
       ValueError: an option without a value, or given twice.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"detector is {text!r}; expected a string")
     name, _, rest = text.partition(":")
     options: dict[str, Any] = {}
-    # Commas inside brackets belong to a value.
-    for item in re.split(r",(?![^\[(]*[\])])", rest) if rest else []:
+    for item in _items(rest) if rest else []:
         option, equals, value = item.partition("=")
         if not (option and equals and value):
             raise ValueError(
@@ -35,6 +36,21 @@ def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
     return name, options
 
 
+def _items(text: str) -> list[str]:
+    """The parts between commas; those inside brackets belong to a value."""
+    items: list[str] = []
+    start, depth = 0, 0
+    for place, letter in enumerate(text):
+        if letter in "[(":
+            depth += 1
+        elif letter in "])":
+            depth -= 1
+        elif letter == "," and depth <= 0:
+            items.append(text[start:place])
+            start = place + 1
+    return [*items, text[start:]]
+
+
 def _value(text: str) -> Any:
     if text.startswith("(") and text.endswith(")"):
         text = f"[{text[1:-1]}]"
@@ -43,5 +59,6 @@ def _value(text: str) -> Any:
         return words[text]
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    # ValueError also for numbers of thousands of digits; RecursionError for [[[[…
+    except (ValueError, RecursionError):
         return text

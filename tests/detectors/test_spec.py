@@ -1,5 +1,8 @@
 """Detectors in one word of a command line."""
 
+import re
+import time
+
 import pytest
 
 from grood_jax import detectors
@@ -43,3 +46,21 @@ def test_every_default_can_be_written_out():
         words = ",".join(f"{k}={v}" for k, v in detectors.options(name).items())
         read, options = parse_spec(f"{name}:{words}")
         assert detectors.create(read, **options).options == detectors.create(name).options
+
+
+def test_what_is_no_json_is_a_word():
+    for text in ("[" * 100_000, "1" * 5000):
+        assert parse_spec(f"grood:k={text}") == ("grood", {"k": text})
+
+
+def test_long_descriptions_are_read_in_one_pass():
+    text = "grood:" + ",".join(f"a{i}=[{i},0]" for i in range(20_000))
+    start = time.perf_counter()
+    assert parse_spec(text)[1]["a19999"] == [19999, 0]
+    assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize("text", [None, 3, b"grood"])
+def test_no_description_at_all(unchecked, text):
+    with pytest.raises(TypeError, match=re.escape(f"detector is {text!r}; expected a string")):
+        parse_spec(text)
