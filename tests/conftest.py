@@ -1,5 +1,7 @@
 """Strict JAX, runtime shape checks, eight fake devices, and the prepared data if any."""
 
+import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -7,11 +9,11 @@ import tempfile
 from pathlib import Path
 
 # What one test has compiled need not be compiled again by others, nor by the commands they start.
-# Before JAX is imported; the processes that tests are divided over inherit it.
+# Before JAX is imported; the processes that tests are divided over, a file at a time, inherit it.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="grood-jax-compiled-")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _compiled.name)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import pytest
@@ -29,13 +31,6 @@ def _shared(part: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no prepared data at {folder} (GROOD_SHARED says where they lie)")
     return folder.resolve()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The network that many tests share is trained in one process only."""
-    for item in items:
-        if "digits" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("digits"))
 
 
 @pytest.fixture(scope="session")
@@ -64,10 +59,19 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
-    """A folder in which the default command has run, and what it printed."""
-    folder = tmp_path_factory.mktemp("digits")
-    done = subprocess.run(
-        [sys.executable, "-m", "grood_jax.eval"], cwd=folder, capture_output=True, text=True
-    )
+    """Where the default command has run, once for all test processes, and what it printed."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, said = root / "digits", root / "digits-said.json"
+    with (root / "digits.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            folder.mkdir()
+            done = subprocess.run(
+                [sys.executable, "-m", "grood_jax.eval"], cwd=folder, capture_output=True, text=True
+            )
+            said.write_text(json.dumps([done.args, done.returncode, done.stdout, done.stderr]))
+    done = subprocess.CompletedProcess(*json.loads(said.read_text()))
     assert done.returncode == 0, done.stderr
     return folder, done
