@@ -48,6 +48,9 @@ LONGER, LONG = 4, 64
 AGAIN_QUERIES = 8
 """Uncertified queries that are searched again together."""
 
+FEW_ROWS = 64
+"""Rows of a bank that are settled all, without bounds: those would take longer to compile."""
+
 LANES, BARRIERS = 64, (32, 4)
 """Partial sums that are added up column by column, and where their addition is interrupted."""
 
@@ -130,6 +133,8 @@ def _k_nearest(queries: Float[Array, "q d"], bank: Bank, k: int) -> Float[Array,
     count = queries.shape[0]
     if count == 0:
         return jnp.zeros((0, k), jnp.float32)
+    if len(bank.places) <= FEW_ROWS:
+        return _settle_all(queries, bank, k)
     # Queries of like norms together: they look at the same rows.
     order = jnp.argsort(jnp.linalg.norm(reduce(queries, bank.frame), axis=1))
     first, second = _list_lengths(bank, k)
@@ -396,6 +401,24 @@ def _settle(
     # Squares that under- or overflow need each a scale of their own: duplicates, for one.
     extreme = (squares < TOO_SMALL) | ~jnp.isfinite(squares)
     return lax.cond(extreme.any(), lambda: nearest(_direct), lambda: jnp.sqrt(squares) / scale)
+
+
+def _settle_all(queries: Float[Array, "q d"], bank: Bank, k: int) -> Float[Array, "q k"]:
+    """Direct distances to the k nearest of all rows, ascending; infinite where there are fewer."""
+    shape = len(queries), len(bank.places)
+    bounds = jnp.where(bank.places >= 0, 0.0, jnp.inf)
+    seen = _Seen(
+        jnp.int32(0),
+        jnp.int32(len(bank.places)),
+        jnp.broadcast_to(bounds[None, :], shape),
+        jnp.broadcast_to(jnp.arange(len(bank.places), dtype=jnp.int32)[None, :], shape),
+        jnp.full(len(queries), jnp.inf),
+    )
+
+    def row(j: Int[Array, ""]) -> Float[Array, "q d"]:
+        return jnp.broadcast_to(bank.vectors[j][None, :], queries.shape)
+
+    return _settle(queries, row, seen, bank, k)
 
 
 def _k_least(values: Float[Array, "q n"], k: int) -> Float[Array, "q k"]:

@@ -48,6 +48,7 @@ def test_neighbours_in_one_shard_may_lie_many_decades_apart():
         ({"bank": 4, "query": 2}, (700, 40, 24), 10),
         # More neighbours than a shard has rows.
         ({"query": 2, "bank": 4}, (50, 12, 3), 50),
+        ({"query": 2, "bank": 4}, (300, 12, 3), 100),
     ],
 )
 def test_queries_may_be_divided_too(axes, shape, k):
