@@ -115,7 +115,7 @@ def base(digits, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(digits[0])
         folder = tmp_path_factory.mktemp("base")
-        return evaluate(folder, "--detectors", *words, "--limit", "300")["detectors"]
+        return evaluate(folder, "--detectors", *words, "--limit", "64")["detectors"]
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -126,7 +126,7 @@ def test_every_option_reaches_the_figures(base, option):
 
 
 def test_the_cut_reaches_the_figures(in_digits, base, tmp_path):
-    found = evaluate(tmp_path, "--cut", "layer2", "--detectors", "grood", "--limit", "300")
+    found = evaluate(tmp_path, "--cut", "layer2", "--detectors", "grood", "--limit", "64")
     (after,) = found["detectors"].values()
     assert after["datasets"] != base["grood"]["datasets"]
     assert after["far"]["auroc"] > 0.5
@@ -150,7 +150,7 @@ def test_the_seed_decides_what_is_drawn(in_digits, tmp_path):
 
 
 def test_batch_size_changes_nothing(in_digits, base, tmp_path):
-    words = ("--detectors", "grood", "--limit", "300", "--batch-size", "77")
+    words = ("--detectors", "grood", "--limit", "64", "--batch-size", "17")
     other = evaluate(tmp_path, *words)
     for name, figures in base["grood"]["datasets"].items():
         row = other["detectors"]["grood"]["datasets"][name]
