@@ -164,6 +164,61 @@ def peers_markdown(results: dict[str, Any]) -> str:
     return _table("Detectors on the same features", results, header, rows)
 
 
+def serving_markdown(results: dict[str, Any]) -> str:
+    """Requests per second and latency of the service, beside the network alone."""
+    about = f"Service, {results['model']} with {results['detector']}"
+    bare = [
+        [
+            str(row["batch"]),
+            f"{row['forward_images_per_second']:.0f}",
+            f"{row['predict_images_per_second']:.0f}",
+        ]
+        for row in results["bare"]
+    ]
+    load = [
+        [
+            str(row["concurrency"]),
+            str(row["images_per_request"]),
+            f"{row['requests_per_second']:.0f}",
+            f"{row['images_per_second']:.0f}",
+            f"{row['p50_ms']:.1f}",
+            f"{row['p99_ms']:.1f}",
+            f"{row['server_cores']:.2f}",
+            f"{row['client_cores']:.2f}",
+        ]
+        for row in results["load"]
+    ]
+    stop = results["stop"]
+    return "\n\n".join(
+        [
+            _table(
+                f"{about}: no server",
+                results,
+                ["images at once", "forward pass, images/s", "whole prediction, images/s"],
+                bare,
+            ),
+            _table(
+                f"{about}: under load",
+                results,
+                [
+                    "connections",
+                    "images a request",
+                    "requests/s",
+                    "images/s",
+                    "p50, ms",
+                    "p99, ms",
+                    "cores of the server",
+                    "cores of the clients",
+                ],
+                load,
+            ),
+            f"Stopped under load in {stop['seconds_to_stop']:.1f} s: "
+            f"{stop['accepted_since_start']} requests accepted since the start, "
+            f"{stop['answered_since_start']} answered, all of them received.",
+        ]
+    )
+
+
 GROWN = ("dtype", "axes", "build, s", "µs a query", "largest error")
 
 MAKERS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -174,6 +229,7 @@ MAKERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "overhead": scoring_markdown,
     "gradients": gradients_markdown,
     "peers": peers_markdown,
+    "load": serving_markdown,
 }
 """Tables by the entry of a results file that they show."""
 
