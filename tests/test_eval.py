@@ -333,19 +333,17 @@ def test_prepared_data(tfds_data, tmp_path, dataset):
 
 
 def test_options_are_searched_on_validation_images(in_digits, tmp_path):
-    words = ("--detectors", "react", "react:percentile=80", "scale", "msp", "--search")
+    words = ("--detectors", "knn", "knn:k=20", "scale", "msp", "--search")
     found = evaluate(tmp_path, *words)
     assert found["data"]["test"]["n"] == 433 - 44
     assert found["validation"]["id"]["n"] == 44 and found["validation"]["ood"]["n"] > 0
     rows = found["detectors"]
-    react = rows["react"]["search"]
-    assert react["chosen"]["percentile"] == rows["react"]["options"]["percentile"]
-    assert 0 <= react["validation_auroc"] <= 1
-    assert react["tried"] + len(react["failed"]) == 4
+    knn = rows["knn"]["search"]
+    assert knn["chosen"]["k"] == rows["knn"]["options"]["k"] and 0 <= knn["validation_auroc"] <= 1
+    assert knn["tried"] + len(knn["failed"]) == 5
     assert rows["scale"]["search"]["tried"] == 7
     # Nothing to search: options that are given, and none at all.
-    given = rows["react:percentile=80"]
-    assert "search" not in given and given["options"]["percentile"] == 80
+    assert "search" not in rows["knn:k=20"] and rows["knn:k=20"]["options"]["k"] == 20
     assert "search" not in rows["msp"]
 
 
@@ -375,8 +373,8 @@ def test_a_second_evaluation_runs_no_network(in_digits, tmp_path, monkeypatch):
 
 
 def test_detectors_combined_on_the_command_line(in_digits, tmp_path):
-    word = "energy:temperature=2.5+react:percentile=80"
+    word = "energy:temperature=2.5+knn:k=5"
     found = evaluate(tmp_path, "--detectors", word)
     row = found["detectors"][word]
-    assert [member["name"] for member in row["options"]["members"]] == ["energy", "react"]
+    assert [member["name"] for member in row["options"]["members"]] == ["energy", "knn"]
     assert row["far"]["auroc"] > 0.7

@@ -234,7 +234,7 @@ def test_bits_depend_neither_on_order_nor_on_blocks_nor_on_other_queries(kind):
         np.testing.assert_array_equal(found, expected)
     found = gj.nearest_distances(queries, in_blocks(bank, 10), 10)
     np.testing.assert_array_equal(found, expected)
-    pieces = np.split(queries, [1])
+    pieces = np.split(queries, [1, 14])
     found = np.concatenate([gj.nearest_distances(piece, bank, 10) for piece in pieces])
     np.testing.assert_array_equal(found, expected)
 
