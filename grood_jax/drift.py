@@ -213,6 +213,9 @@ class DriftMonitor:
           UserError: it cannot be written.
         """
         path = Path(path)
+        if path.exists() and not path.is_file():
+            # To replace a device or a pipe would take it from everybody.
+            raise UserError(f"{path} is no regular file; choose another path")
         contents = {
             "format": FORMAT,
             "false_alarm_rate": self.false_alarm_rate,

@@ -379,3 +379,10 @@ def test_a_killed_process_leaves_a_whole_file(tmp_path):
     process.wait()
     process.stdout.close()
     assert DriftMonitor.load(path).seen >= seen
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe is no regular file"):
+        DriftMonitor.start(10).save(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
