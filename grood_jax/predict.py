@@ -19,7 +19,6 @@ from jaxtyping import UInt8
 
 from grood_jax import checks, command, deployment, progress
 from grood_jax.data import Preprocessing
-from grood_jax.data.preprocessing import decode, fit_pixels
 from grood_jax.data.sources import first_line
 from grood_jax.deployment import Deployment
 from grood_jax.errors import UserError
@@ -194,19 +193,18 @@ def _read_ahead(
 
 
 def _read(path: Path, preprocessing: Preprocessing) -> Iterator[Read]:
-    size, channels = preprocessing.image_size, preprocessing.channels
     name = _written(path)
     try:
         if path.suffix.lower() == ".npz":
             for number, pixels in enumerate(_arrays(path)):
-                yield f"{name}[{number}]", fit_pixels(pixels, size, channels)
+                yield f"{name}[{number}]", preprocessing.fit_pixels(pixels)
         else:
             with _opened(path) as stream:
                 length = os.fstat(stream.fileno()).st_size
                 if length > MAX_FILE:
                     raise ValueError(f"it has {length} bytes; expected at most {MAX_FILE}")
                 encoded = stream.read()
-            yield name, decode(encoded, size, channels)
+            yield name, preprocessing.decode(encoded)
     except Exception as error:
         # NumPy's and zipfile's readers raise whatever they meet.
         yield name, (isinstance(error, OSError) and error.strerror) or first_line(error)

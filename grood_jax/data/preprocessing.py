@@ -3,6 +3,7 @@
 import io
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Array, Float, UInt8
@@ -11,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from grood_jax import checks
 
 Pixels = Array | np.ndarray
+Interpolation = Literal["bilinear", "bicubic"]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """What tensorflow-datasets stores; Pillow would try rarer formats before some of these."""
@@ -36,20 +38,26 @@ class Preprocessing:
       channels: 1 (grey) or 3 (RGB).
       mean: per channel, of values scaled to [0, 1].
       std: per channel, likewise.
+      resize: what the shorter side is brought to before the centre is cropped; ``image_size``
+        by default.
+      interpolation: how pixels are resized, antialiased.
     """
 
     image_size: int
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resize: int | None = None
+    interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
         """Checks the ranges.
 
         Raises:
           TypeError: what is no number.
-          ValueError: an image size below 1, other channels than 1 or 3, a mean or deviation that
-            is not finite or not of each channel, or a deviation that is not positive.
+          ValueError: an image size below 1, a resize below it, other channels than 1 or 3, an
+            unknown interpolation, a mean or deviation that is not finite or not of each channel,
+            or a deviation that is not positive.
         """
         checks.at_least("image_size", self.image_size, 1)
         if self.channels not in (1, 3):
@@ -60,6 +68,32 @@ class Preprocessing:
                 raise ValueError(f"{name} is {values}; expected {self.channels} finite numbers")
         if min(self.std) <= 0:
             raise ValueError(f"std is {self.std}; expected positive numbers")
+        if self.resize is not None:
+            checks.at_least("resize", self.resize, self.image_size)
+        checks.choice("interpolation", self.interpolation, get_args(Interpolation))
+
+    def decode(self, encoded: bytes, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "h w c"]:
+        """`decode` to this size."""
+        return decode(
+            encoded,
+            self.image_size,
+            self.channels,
+            max_pixels=max_pixels,
+            resize=self.resize,
+            interpolation=self.interpolation,
+        )
+
+    def fit_pixels(
+        self, pixels: UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w c"]
+    ) -> UInt8[np.ndarray, "side side k"]:
+        """`fit_pixels` to this size."""
+        return fit_pixels(
+            pixels,
+            self.image_size,
+            self.channels,
+            resize=self.resize,
+            interpolation=self.interpolation,
+        )
 
     def normalize(
         self, images: UInt8[Pixels, "b h w c"] | Float[Pixels, "b h w c"]
@@ -78,7 +112,13 @@ class Preprocessing:
 
 
 def decode(
-    encoded: bytes, image_size: int, channels: int, *, max_pixels: int = MAX_PIXELS
+    encoded: bytes,
+    image_size: int,
+    channels: int,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    resize: int | None = None,
+    interpolation: Interpolation = "bilinear",
 ) -> UInt8[np.ndarray, "h w c"]:
     """Decodes an image, always with Pillow, so that results depend on no optional decoder.
 
@@ -87,6 +127,8 @@ def decode(
       image_size: the height and width wanted.
       channels: 1 or 3, see `fit`.
       max_pixels: of the image, as it is stored and when its shorter side has been resized.
+      resize: as for `Preprocessing`.
+      interpolation: likewise.
 
     Returns:
       (image_size, image_size, channels) uint8.
@@ -99,11 +141,18 @@ def decode(
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
             # The header is trusted no further than to refuse: nothing is decoded yet.
-            _require_size(picture, image_size, max_pixels)
+            _require_size(picture, resize or image_size, max_pixels)
             scans = encoded.count(b"\xff\xda") if picture.format == "JPEG" else 0
             if scans > MAX_SCANS:
                 raise ImageTooLarge(f"the JPEG has {scans} scans; expected at most {MAX_SCANS}")
-            return fit(picture, image_size, channels, max_pixels=max_pixels)
+            return fit(
+                picture,
+                image_size,
+                channels,
+                max_pixels=max_pixels,
+                resize=resize,
+                interpolation=interpolation,
+            )
     except ImageTooLarge:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -117,9 +166,14 @@ def decode(
 
 
 def fit_pixels(
-    pixels: UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w c"], image_size: int, channels: int
+    pixels: UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w c"],
+    image_size: int,
+    channels: int,
+    *,
+    resize: int | None = None,
+    interpolation: Interpolation = "bilinear",
 ) -> UInt8[np.ndarray, "side side k"]:
-    """`fit` for an image held in memory, grey or RGB.
+    """`fit` for an image held in memory, grey or RGB; one of the size wanted is left as it is.
 
     Raises:
       TypeError: it does not hold bytes.
@@ -140,11 +194,23 @@ def fit_pixels(
     if pixels.shape == (image_size, image_size, channels):
         return pixels
     grey = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
-    return fit(Image.fromarray(np.ascontiguousarray(grey)), image_size, channels)
+    return fit(
+        Image.fromarray(np.ascontiguousarray(grey)),
+        image_size,
+        channels,
+        resize=resize,
+        interpolation=interpolation,
+    )
 
 
 def fit(
-    picture: Image.Image, image_size: int, channels: int, *, max_pixels: int = MAX_PIXELS
+    picture: Image.Image,
+    image_size: int,
+    channels: int,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    resize: int | None = None,
+    interpolation: Interpolation = "bilinear",
 ) -> UInt8[np.ndarray, "h w c"]:
     """Converts a picture between grey and RGB, resizes its shorter side, crops its centre.
 
@@ -153,6 +219,8 @@ def fit(
       image_size: the height and width wanted.
       channels: 1 or 3. Grey becomes RGB by repetition, RGB grey by luminance (ITU-R 601).
       max_pixels: as for `decode`.
+      resize: as for `Preprocessing`.
+      interpolation: likewise.
 
     Returns:
       (image_size, image_size, channels) uint8.
@@ -162,28 +230,31 @@ def fit(
       ValueError: it has none.
 
     References:
-      OpenOOD v1.5, openood/preprocessors/test_preprocessor.py: resize (bilinear, antialiased)
-      and centre crop, as torchvision has them.
+      OpenOOD v1.5, openood/preprocessors/test_preprocessor.py: conversion to RGB, resize
+      (antialiased, since it works on Pillow's images) and centre crop, as torchvision has them.
     """
-    _require_size(picture, image_size, max_pixels)
+    resize = resize or image_size
+    _require_size(picture, resize, max_pixels)
     mode = "L" if channels == 1 else "RGB"
     if picture.mode != mode:
         picture = picture.convert(mode)
+    shorter = min(picture.size)
+    if shorter != resize:
+        width, height = (resize * side // shorter for side in picture.size)
+        filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+        picture = picture.resize((width, height), filters[interpolation])
     if picture.size != (image_size, image_size):
-        shorter = min(picture.size)
-        width, height = (image_size * side // shorter for side in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-        left, top = (round((side - image_size) / 2) for side in (width, height))
+        left, top = (round((side - image_size) / 2) for side in picture.size)
         picture = picture.crop((left, top, left + image_size, top + image_size))
     return np.asarray(picture).reshape(image_size, image_size, channels)
 
 
-def _require_size(picture: Image.Image, image_size: int, max_pixels: int) -> None:
+def _require_size(picture: Image.Image, resize: int, max_pixels: int) -> None:
     shorter, longer = sorted(picture.size)
     if shorter < 1:
         raise ValueError(f"the image has {picture.width} × {picture.height} pixels; expected some")
     # A narrow strip may be small and yet become huge when its shorter side is enlarged.
-    resized = image_size * (image_size * longer // shorter)
+    resized = resize * (resize * longer // shorter)
     if max(shorter * longer, resized) > max_pixels:
         raise ImageTooLarge(
             f"the image has {picture.width} × {picture.height} pixels, {resized} after resizing; "

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from starlette.exceptions import HTTPException
 
 from grood_jax.data import Preprocessing
-from grood_jax.data.preprocessing import FORMATS, ImageTooLarge, decode
+from grood_jax.data.preprocessing import FORMATS, ImageTooLarge
 from grood_jax.serving.limits import Limits
 
 IMAGE_TYPES = (
@@ -65,9 +65,8 @@ def read(
 def _from_file(
     body: bytes, preprocessing: Preprocessing, limits: Limits
 ) -> UInt8[np.ndarray, "h w c"]:
-    size, channels = preprocessing.image_size, preprocessing.channels
     try:
-        return decode(body, size, channels, max_pixels=limits.max_pixels)
+        return preprocessing.decode(body, max_pixels=limits.max_pixels)
     except ImageTooLarge as error:
         raise HTTPException(413, str(error)) from error
     except ValueError as error:

@@ -66,6 +66,34 @@ def test_enlarging_interpolates():
     np.testing.assert_allclose(found, line[:, None] + line[None, :], atol=1)
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    ("height", "width", "resized", "corner"),
+    # torchvision's Resize(8) and CenterCrop(6) give these sizes (height, width) and corners;
+    # halves are rounded to even.
+    [
+        (16, 16, (8, 8), (1, 1)),
+        (16, 21, (8, 10), (1, 2)),
+        (23, 16, (11, 8), (2, 1)),
+        (8, 9, (8, 9), (1, 2)),
+        (8, 11, (8, 11), (1, 2)),
+        (4, 5, (8, 10), (1, 2)),
+    ],
+)
+def test_resize_and_crop(height, width, resized, corner, interpolation):
+    picture = Image.fromarray(random_images(1, 32, 3)[0][:height, :width])
+    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    larger = np.asarray(picture.resize(resized[::-1], filters[interpolation]))
+    expected = larger[corner[0] : corner[0] + 6, corner[1] : corner[1] + 6]
+    preprocessing = Preprocessing(6, 3, (0.5,) * 3, (0.5,) * 3, 8, interpolation)
+    np.testing.assert_array_equal(
+        preprocessing.decode(encoded(np.asarray(picture))), expected, strict=True
+    )
+    np.testing.assert_array_equal(preprocessing.fit_pixels(np.asarray(picture)), expected)
+    ready = random_images(1, 6, 3)[0]
+    np.testing.assert_array_equal(preprocessing.fit_pixels(ready), ready)
+
+
 @pytest.mark.parametrize(("height", "width"), [(8, 20), (20, 8), (8, 9), (32, 50)])
 def test_oblong_images_keep_their_shape_and_lose_their_ends(height, width):
     # A ramp along the longer side: the centre crop keeps its middle.
@@ -174,6 +202,9 @@ def test_pixels_that_are_none(pixels, error, said):
         ({"mean": (np.nan,)}, ValueError),
         ({"std": (0.0,)}, ValueError),
         ({"std": ("x",)}, TypeError),
+        ({"resize": 7}, ValueError),
+        ({"resize": 8.5}, TypeError),
+        ({"interpolation": "cubic"}, ValueError),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
