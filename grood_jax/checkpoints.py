@@ -170,6 +170,19 @@ def latest_step(directory: Path) -> int | None:
         return checkpoints.latest_step()
 
 
+def read_spec(directory: Path) -> ModelSpec | None:
+    """What the directory's newest checkpoint is of, without its arrays; None if there is none.
+
+    Raises:
+      UserError: the checkpoint does not say it.
+    """
+    step = latest_step(directory)
+    if step is None:
+        return None
+    with manager(directory) as checkpoints:
+        return _about(checkpoints, directory, step)[1]
+
+
 def load_model(directory: Path, *, expected_model: str | None = None) -> Loaded:
     """Reads the newest checkpoint of a classifier.
 
@@ -188,15 +201,8 @@ def load_model(directory: Path, *, expected_model: str | None = None) -> Loaded:
             "--output-dir, or python -m grood_jax.models.import_torch --output"
         )
     with manager(directory) as checkpoints:
-        about = restore(checkpoints, directory, step, "about")
+        about, spec = _about(checkpoints, directory, step)
         with described(f"the checkpoint in {directory}"):
-            missing = {"spec", "record", "fingerprint", "arrays"} - set(about)
-            if missing:
-                raise UserError(
-                    f"the checkpoint in {directory} is none of grood-jax: it has no "
-                    + ", ".join(sorted(missing))
-                )
-            spec = spec_of(directory, about["spec"])
             if expected_model is not None and spec.model != expected_model:
                 raise UserError(
                     f"the checkpoint in {directory} is of model {spec.model}; expected "
@@ -212,6 +218,18 @@ def load_model(directory: Path, *, expected_model: str | None = None) -> Loaded:
             f"{found[:12]}…; expected {about['fingerprint'][:12]}…"
         )
     return Loaded(model, spec, about["record"], found, step)
+
+
+def _about(checkpoints: Any, directory: Path, step: int) -> tuple[Mapping[str, Any], ModelSpec]:
+    about = restore(checkpoints, directory, step, "about")
+    with described(f"the checkpoint in {directory}"):
+        missing = {"spec", "record", "fingerprint", "arrays"} - set(about)
+        if missing:
+            raise UserError(
+                f"the checkpoint in {directory} is none of grood-jax: it has no "
+                + ", ".join(sorted(missing))
+            )
+        return about, spec_of(directory, about["spec"])
 
 
 def model_of(spec: ModelSpec, arrays: Any) -> Staged:

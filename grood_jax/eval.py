@@ -4,7 +4,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,10 +25,11 @@ from grood_jax import (
     search,
 )
 from grood_jax.backbone import Backbone
-from grood_jax.benchmarks import Benchmark, Dataset, OpenBenchmark
+from grood_jax.benchmarks import Benchmark, OpenBenchmark
 from grood_jax.cache import OutputsCache
 from grood_jax.checkpoints import Loaded
-from grood_jax.data import ArraySet, Batch, ImageSet, Preprocessing, batches, builtin
+from grood_jax.data import ImageSet, Preprocessing
+from grood_jax.data.finding import Kind
 from grood_jax.detectors import Detector, Validation
 from grood_jax.detectors.spec import parse_spec
 from grood_jax.errors import UserError
@@ -36,6 +37,7 @@ from grood_jax.forward import Recall, make_anew
 from grood_jax.metrics import ood_metrics
 from grood_jax.outputs import Need, Outputs
 from grood_jax.progress import tell
+from grood_jax.reading import BadImages, Reader
 from grood_jax.train import TrainConfig, default_directory
 from grood_jax.train import run as train_model
 from grood_jax.training import recipe
@@ -52,10 +54,14 @@ class EvalConfig:
     """What is evaluated, and how.
 
     Attributes:
-      dataset: the benchmark.
+      dataset: the benchmark: digits, fashion_mnist, or OpenOOD's cifar10, cifar100, imagenet200 and
+        imagenet1k; or a TOML or Python file that describes another.
       detectors: detectors by name, options behind a colon (grood:k=5,ood_prototype=noise), or
         "all".
-      data_dir: where tensorflow-datasets' prepared data lie (default: its own default).
+      data_dir: where images lie: OpenOOD's folder of benchmark_imglist and images, sets that
+        tensorflow-datasets has prepared, NAME_SPLIT.npz files, or any of these (default: that of
+        tensorflow-datasets).
+      source: look only for this form of data.
       checkpoint: directory of the classifier (default: checkpoints/DATASET-MODEL-seedSEED, which
         is trained on the spot if it is missing and the benchmark is small).
       output_dir: of results.json (default: results/DATASET).
@@ -64,8 +70,12 @@ class EvalConfig:
       seed: of all that is random.
       limit: use at most this many images of each set, evenly spaced; a network that is trained on
         the spot is trained on all.
+      train_share: fit on this share of the training images, drawn at random.
+      full_spectrum: count the benchmark's covariate-shifted sets as in distribution.
       batch_size: images in each forward pass.
-      skip_missing: leave out OOD sets that are missing.
+      workers: threads that read and decode images (default: one for each core, up to 32).
+      skip_missing: leave out OOD and shifted sets that are missing.
+      skip_bad_images: leave out images that cannot be read, and count them, instead of ending.
       download: prepare missing data sets that tensorflow-datasets knows.
       search: choose options that are not given by the AUROC on ID and OOD validation images;
         every tenth ID test image is for validation then, and no longer in the test set.
@@ -73,17 +83,22 @@ class EvalConfig:
         same images runs no network.
     """
 
-    dataset: Dataset = "digits"
+    dataset: str = "digits"
     detectors: tuple[str, ...] = ("grood", "msp")
     data_dir: Path | None = None
+    source: Kind | None = None
     checkpoint: Path | None = None
     output_dir: Path | None = None
     model: models.Name | None = None
     cut: str = "layer1"
     seed: int = 0
     limit: int | None = None
+    train_share: float = 1.0
+    full_spectrum: bool = False
     batch_size: int = 256
+    workers: int | None = None
     skip_missing: bool = False
+    skip_bad_images: bool = False
     download: bool = False
     search: bool = False
     cache_dir: Path | None = None
@@ -94,10 +109,13 @@ class EvalConfig:
         Raises:
           ValueError: an option outside its range.
         """
+        benchmarks.check_name(self.dataset)
         checks.seed("seed", self.seed)
         checks.at_least("batch_size", self.batch_size, 1)
-        if self.limit is not None:
-            checks.at_least("limit", self.limit, 1)
+        checks.fraction("train_share", self.train_share, zero=False)
+        for name in ("limit", "workers"):
+            if getattr(self, name) is not None:
+                checks.at_least(name, getattr(self, name), 1)
 
 
 def create_candidates(
@@ -159,14 +177,19 @@ def run(
     benchmark = benchmarks.get(config.dataset)
     data = benchmarks.open_benchmark(
         benchmark,
+        preprocessing=preprocessing_of(config, benchmark),
         data_dir=config.data_dir,
+        source=config.source,
         skip_missing=config.skip_missing,
         download=config.download,
         validation=any(isinstance(detector.ood, Validation) for _, detector in every),
         search=config.search,
+        full_spectrum=config.full_spectrum,
         limit=config.limit,
+        train_share=config.train_share,
+        seed=config.seed,
     )
-    output_dir = config.output_dir or Path("results") / config.dataset
+    output_dir = config.output_dir or Path("results") / benchmark.name
     results.require_directory("output_dir", output_dir)
     if config.cache_dir is not None:
         results.require_directory("cache_dir", config.cache_dir)
@@ -176,8 +199,14 @@ def run(
     backbone = Backbone.from_nnx(
         loaded.model, cut=config.cut, input_std=loaded.spec.preprocessing.std
     )
-    read = Reader(loaded.spec.preprocessing, config.batch_size, show_progress)
-    recall = _recall(config, loaded, data, report)
+    read = Reader(
+        loaded.spec.preprocessing,
+        config.batch_size,
+        show_progress,
+        config.workers,
+        BadImages() if config.skip_bad_images else None,
+    )
+    recall = _recall(config, loaded, data, report, read)
 
     def outputs_of(
         images: ImageSet, needs: tuple[Need, ...], early_prototypes: Array | None
@@ -188,7 +217,7 @@ def run(
             needs=needs,
             early_prototypes=early_prototypes,
             recall=recall,
-            about=benchmarks.identity(images),
+            about=read.identity(images),
         )
 
     chosen: dict[str, search.Chosen] = {}
@@ -196,7 +225,7 @@ def run(
     def fit() -> harness.FittedAll:
         fitter = harness.prepare(
             backbone,
-            lambda rows: read(data.train, "training set" if rows is None else "mix-up", rows),
+            read.training(data.train),
             every,
             key=jax.random.key(config.seed),
             noise=read.noise,
@@ -218,13 +247,18 @@ def run(
         return harness.fit_all(fitter, wanted)
 
     fitted = explained(config.limit, fit)
-    inside, labels = outputs_of(data.test, fitted.needs, fitted.early_prototypes)
-    outside = {
-        name: outputs_of(images, fitted.needs, fitted.early_prototypes)[0]
-        for name, (_, images) in data.ood.items()
+
+    def scored(images: ImageSet) -> tuple[Outputs, np.ndarray]:
+        return outputs_of(images, fitted.needs, fitted.early_prototypes)
+
+    inside = {"test": scored(data.test)} | {n: scored(s) for n, s in data.shifted.items()}
+    outside = {name: scored(images)[0] for name, (_, images) in data.ood.items()}
+    accuracy = {
+        name: float((outputs.logits.argmax(axis=1) == labels).mean())
+        for name, (outputs, labels) in inside.items()
     }
     found = {
-        "benchmark": config.dataset,
+        "benchmark": benchmark.name,
         "model": loaded.spec.model,
         "checkpoint": {
             "directory": str(directory),
@@ -235,23 +269,23 @@ def run(
         "cut": config.cut,
         "seed": config.seed,
         "limit": config.limit,
+        "train_share": config.train_share,
+        "full_spectrum": config.full_spectrum,
+        "preprocessing": asdict(loaded.spec.preprocessing),
         "command": commandline or command_of(config),
         "versions": results.versions(),
         "device": results.device(),
-        "data": {
-            "train": {"source": data.train.source, "n": len(data.train)},
-            "test": {"source": data.test.source, "n": len(data.test)},
-            **{n: {"source": s.source, "n": len(s)} for n, (_, s) in data.ood.items()},
-        },
+        "data": {name: read.described(images) for name, images in data.titled.items()},
         "validation": {
-            name: {"source": images.source, "n": len(images)}
+            name: read.described(images)
             for name, images in (("id", data.id_validation), ("ood", data.validation))
             if images is not None
         },
         "skipped": list(data.skipped),
-        "id_accuracy": float((inside.logits.argmax(axis=1) == labels).mean()),
+        "id_accuracy": accuracy["test"],
+        "shifted_accuracy": {name: accuracy[name] for name in data.shifted},
         "detectors": {
-            name: _evaluate(detector, inside, outside, data)
+            name: _evaluate(detector, [o for o, _ in inside.values()], outside, data)
             | ({"search": _searched(chosen[name])} if name in chosen else {})
             for name, detector in fitted.detectors.items()
         },
@@ -259,6 +293,8 @@ def run(
     }
     path = output_dir / "results.json"
     results.write(found, path)
+    for line in read.complaints():
+        report(line)
     report(f"results in {path}")
     return found
 
@@ -279,7 +315,11 @@ def command_of(config: EvalConfig) -> str:
 
 
 def _recall(
-    config: EvalConfig, loaded: Loaded, data: OpenBenchmark, report: Callable[[str], None]
+    config: EvalConfig,
+    loaded: Loaded,
+    data: OpenBenchmark,
+    report: Callable[[str], None],
+    read: Reader,
 ) -> Recall:
     if config.cache_dir is None:
         return make_anew
@@ -287,8 +327,8 @@ def _recall(
         "model": loaded.fingerprint,
         "preprocessing": asdict(loaded.spec.preprocessing),
         "cut": config.cut,
-        "train": benchmarks.identity(data.train),
-        "validation": None if data.validation is None else benchmarks.identity(data.validation),
+        "train": read.identity(data.train),
+        "validation": None if data.validation is None else read.identity(data.validation),
         "versions": results.versions(),
         "device": results.device(),
     }
@@ -320,40 +360,23 @@ def explained(limit: int | None, work: Callable[[], T]) -> T:
         raise UserError(f"{error}{hint}") from error
 
 
-@dataclass(frozen=True)
-class Reader:
-    """Batches of sets of images, as a network takes them."""
-
-    preprocessing: Preprocessing
-    batch_size: int
-    progress: bool
-
-    def __call__(
-        self, images: ImageSet, name: str, rows: np.ndarray | None = None
-    ) -> Iterator[Batch]:
-        """Batches of a set; of some rows, in their order."""
-        return batches(
-            images,
-            self.preprocessing,
-            batch_size=self.batch_size,
-            indices=rows,
-            description=name if self.progress else None,
-        )
-
-    def noise(self, count: int, key: Array) -> Iterator[Batch]:
-        """Batches of blurred noise."""
-        seed = int(jax.random.bits(key))
-        size, channels = self.preprocessing.image_size, self.preprocessing.channels
-        pixels = builtin.blurred_noise(count, seed, size, channels)
-        labels = np.full(count, -1, np.int32)
-        return self(ArraySet("noise", "built in", pixels, labels), "noise")
-
-
 def present(images: ImageSet | None) -> ImageSet:
     """The set, if there is one; raises UserError otherwise."""
     if images is None:
         raise UserError("this benchmark has no held-out OOD images")
     return images
+
+
+def preprocessing_of(config: EvalConfig, benchmark: Benchmark) -> Preprocessing:
+    """What images are brought to: what the checkpoint says, if there is one yet."""
+    spec = checkpoints.read_spec(classifier_directory(config, benchmark))
+    return benchmark.preprocessing if spec is None else spec.preprocessing
+
+
+def classifier_directory(config: EvalConfig, benchmark: Benchmark) -> Path:
+    """Where the classifier lies that a configuration asks for."""
+    model = config.model or benchmark.model
+    return config.checkpoint or default_directory(benchmark.name, model, config.seed)
 
 
 def find_classifier(
@@ -368,12 +391,12 @@ def find_classifier(
     if config.checkpoint is None:
         # Before a network is trained that has no such stage.
         _require_stage(config.cut, model)
-    directory = config.checkpoint or default_directory(config.dataset, model, config.seed)
-    options = recipe(config.dataset)
+    directory = classifier_directory(config, benchmark)
+    options = recipe(benchmark.name)
     step = checkpoints.latest_step(directory)
     if config.checkpoint is None and benchmark.trains_on_the_spot and (step or 0) < options.epochs:
         report(
-            f"training {model} on all training images of {config.dataset}; the checkpoint will "
+            f"training {model} on all training images of {benchmark.name}; the checkpoint will "
             f"lie in {directory}"
         )
         start = time.perf_counter()
@@ -382,6 +405,7 @@ def find_classifier(
                 dataset=config.dataset,
                 model=model,
                 data_dir=config.data_dir,
+                source=config.source,
                 output_dir=directory,
                 options=replace(options, seed=config.seed),
             ),
@@ -417,11 +441,14 @@ def _require_stage(cut: str, model: str) -> None:
 
 def _check_fit(loaded: Loaded, directory: Path, benchmark: Benchmark) -> None:
     spec, wanted = loaded.spec, benchmark.preprocessing
-    for name, found, expected in (
+    facts = [
         ("classes", spec.num_classes, benchmark.num_classes),
         ("channels", spec.preprocessing.channels, wanted.channels),
-        ("pixels a side", spec.preprocessing.image_size, wanted.image_size),
-    ):
+    ]
+    if callable(benchmark.test.sources):
+        # Built in at one size.
+        facts.append(("pixels a side", spec.preprocessing.image_size, wanted.image_size))
+    for name, found, expected in facts:
         if found != expected:
             raise UserError(
                 f"the checkpoint in {directory} has {found} {name}; benchmark {benchmark.name} "
@@ -430,14 +457,18 @@ def _check_fit(loaded: Loaded, directory: Path, benchmark: Benchmark) -> None:
 
 
 def _evaluate(
-    fitted: harness.Fitted, inside: Outputs, outside: dict[str, Outputs], data: OpenBenchmark
+    fitted: harness.Fitted,
+    inside: Sequence[Outputs],
+    outside: dict[str, Outputs],
+    data: OpenBenchmark,
 ) -> dict[str, Any]:
     detector, state = fitted.detector, fitted.state
-    sets = [inside, *outside.values()]
+    sets = [*inside, *outside.values()]
     # The first block compiles: it is scored once before the clock starts.
-    harness.score(detector, state, jax.tree.map(lambda array: array[:1], inside))
+    harness.score(detector, state, jax.tree.map(lambda array: array[:1], inside[0]))
     start = time.perf_counter()
-    inside_scores, *scores = [harness.score(detector, state, outputs) for outputs in sets]
+    scores = [harness.score(detector, state, outputs) for outputs in sets]
+    inside_scores, scores = np.concatenate(scores[: len(inside)]), scores[len(inside) :]
     seconds = time.perf_counter() - start
     datasets = {}
     for name, outside_scores in zip(outside, scores, strict=True):
@@ -476,6 +507,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = run(config, report=tell, show_progress=True, commandline=words)
         print(results.table(found))
         print(f"ID accuracy {found['id_accuracy']:.4f} ({found['data']['test']['n']} images)")
+        for name, share in found["shifted_accuracy"].items():
+            print(f"accuracy on {name} {share:.4f} ({found['data'][name]['n']} images)")
 
     return command.status(work)
 

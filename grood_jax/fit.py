@@ -10,20 +10,21 @@ import jax
 import numpy as np
 
 from grood_jax import benchmarks, checks, command, deployment, models
-from grood_jax.benchmarks import Dataset
+from grood_jax.data.finding import Kind
 from grood_jax.data.sets import PartOfSet
 from grood_jax.deployment import Deployment
 from grood_jax.detectors import Detector, Validation
 from grood_jax.eval import (
     EvalConfig,
-    Reader,
     create_candidates,
     explained,
     find_classifier,
+    preprocessing_of,
     present,
 )
 from grood_jax.ood_classifier import OODClassifier
 from grood_jax.progress import tell
+from grood_jax.reading import Reader
 from grood_jax.results import require_directory
 
 DESCRIPTION = """Fits a detector to a classifier, sets its threshold on held-out images of the
@@ -36,11 +37,12 @@ class FitConfig:
     """What is fitted, and where to.
 
     Attributes:
-      dataset: the benchmark whose images are used.
+      dataset: the benchmark whose images are used, as for python -m grood_jax.eval.
       detector: the detector, options behind a colon (grood:k=5); several joined by "+".
       output_dir: the directory, replaced if it holds an earlier one (default:
         deployments/DATASET-DETECTOR).
-      data_dir: where tensorflow-datasets' prepared data lie (default: its own default).
+      data_dir: where images lie, as for python -m grood_jax.eval.
+      source: look only for this form of data.
       checkpoint: directory of the classifier (default: as for python -m grood_jax.eval).
       model: the network; the checkpoint's or the benchmark's by default.
       cut: the stage after which the network is cut, for mix-up.
@@ -53,10 +55,11 @@ class FitConfig:
       download: prepare missing data sets that tensorflow-datasets knows.
     """
 
-    dataset: Dataset = "digits"
+    dataset: str = "digits"
     detector: str = "grood"
     output_dir: Path | None = None
     data_dir: Path | None = None
+    source: Kind | None = None
     checkpoint: Path | None = None
     model: models.Name | None = None
     cut: str = "layer1"
@@ -85,6 +88,7 @@ class FitConfig:
             dataset=self.dataset,
             detectors=(self.detector,),
             data_dir=self.data_dir,
+            source=self.source,
             checkpoint=self.checkpoint,
             model=self.model,
             cut=self.cut,
@@ -130,13 +134,15 @@ def run(
     benchmark = benchmarks.get(config.dataset)
     data = benchmarks.open_benchmark(
         benchmark,
+        preprocessing=preprocessing_of(config.classifier(), benchmark),
         data_dir=config.data_dir,
+        source=config.source,
         download=config.download,
         validation=isinstance(detector.ood, Validation),
         ood=False,
         limit=config.limit,
     )
-    directory = config.output_dir or default_directory(config.dataset, config.detector)
+    directory = config.output_dir or default_directory(benchmark.name, config.detector)
     require_directory("output_dir", directory)
     loaded, _ = find_classifier(config.classifier(), benchmark, report, show_progress)
     read = Reader(loaded.spec.preprocessing, config.batch_size, show_progress)
@@ -151,7 +157,7 @@ def run(
         config.limit,
         lambda: OODClassifier.fit(
             deployment.backbone_of(loaded.model, loaded.spec, config.cut),
-            lambda rows: read(data.train, "training set" if rows is None else "mix-up", rows),
+            read.training(data.train),
             detector=detector,
             calibration=read(held_out, "calibration images"),
             key=fit_key,

@@ -19,6 +19,7 @@ from jaxtyping import UInt8
 
 from grood_jax import checks, command, deployment, progress
 from grood_jax.data import Preprocessing
+from grood_jax.data.folders import SUFFIXES
 from grood_jax.data.sources import first_line
 from grood_jax.deployment import Deployment
 from grood_jax.errors import UserError
@@ -30,7 +31,6 @@ array of bytes (N, H, W) or (N, H, W, C). An image that cannot be read is report
 others go on, and the exit status is 1. Only regular files are read, image files of up to 256 MiB
 with up to 2^26 pixels; in the answers, what is no text in a path is written with backslashes."""
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 COLUMNS = ("path", "class", "name", "score", "p_value", "is_ood")
 
 MAX_FILE = 2**28

@@ -9,8 +9,8 @@ from pathlib import Path
 import tyro
 
 from grood_jax import benchmarks, checks, command, models, training
-from grood_jax.benchmarks import Dataset
 from grood_jax.checkpoints import Loaded
+from grood_jax.data.finding import Kind
 from grood_jax.progress import tell
 from grood_jax.results import require_directory
 from grood_jax.training import TrainOptions
@@ -24,18 +24,20 @@ class TrainConfig:
     """What is trained, and where to.
 
     Attributes:
-      dataset: the benchmark whose training images are used.
+      dataset: the benchmark whose training images are used, as for python -m grood_jax.eval.
       model: the network; the benchmark's by default.
-      data_dir: where tensorflow-datasets' prepared data lie (default: its own default).
+      data_dir: where images lie, as for python -m grood_jax.eval.
+      source: look only for this form of data.
       output_dir: of the checkpoints (default: checkpoints/DATASET-MODEL-seedSEED).
       download: prepare missing data sets that tensorflow-datasets knows.
       limit: use at most this many training and test images, evenly spaced.
       options: how it is trained; `grood_jax.training.recipe` has those of a benchmark.
     """
 
-    dataset: Dataset = "digits"
+    dataset: str = "digits"
     model: models.Name | None = None
     data_dir: Path | None = None
+    source: Kind | None = None
     output_dir: Path | None = None
     download: bool = False
     limit: int | None = None
@@ -47,6 +49,7 @@ class TrainConfig:
         Raises:
           ValueError: an option outside its range.
         """
+        benchmarks.check_name(self.dataset)
         if self.limit is not None:
             checks.at_least("limit", self.limit, 1)
 
@@ -78,16 +81,17 @@ def run(
     data = benchmarks.open_benchmark(
         benchmark,
         data_dir=config.data_dir,
+        source=config.source,
         download=config.download,
         ood=False,
         limit=config.limit,
     )
-    directory = config.output_dir or default_directory(config.dataset, model, config.options.seed)
+    directory = config.output_dir or default_directory(benchmark.name, model, config.options.seed)
     require_directory("output_dir", directory)
     loaded = training.train(
         data.train,
         benchmark.preprocessing,
-        dataset=config.dataset,
+        dataset=benchmark.name,
         model=model,
         num_classes=benchmark.num_classes,
         options=config.options,
@@ -97,7 +101,7 @@ def run(
     )
     share = training.accuracy(loaded.model, data.test, benchmark.preprocessing)
     report(
-        f"{model} on {config.dataset}: test accuracy {share:.4f} ({len(data.test)} images), "
+        f"{model} on {benchmark.name}: test accuracy {share:.4f} ({len(data.test)} images), "
         f"checkpoint in {directory}"
     )
     return loaded
@@ -107,12 +111,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
     # The data set decides the other defaults, and --help is to show them.
     first = argparse.ArgumentParser(add_help=False, exit_on_error=False)
-    first.add_argument("--dataset", default="digits", choices=benchmarks.names())
+    first.add_argument("--dataset", default="digits")
     try:
         dataset = first.parse_known_args(argv)[0].dataset
     except argparse.ArgumentError:
         dataset = "digits"
-    default = TrainConfig(dataset=dataset, options=training.recipe(dataset))
+    default = TrainConfig(options=training.recipe(dataset))
     config = command.parse(default, "grood_jax.train", DESCRIPTION, argv)
     return command.status(lambda: run(config, report=tell, show_progress=True))
 

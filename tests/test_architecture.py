@@ -49,7 +49,7 @@ LAYERS: tuple[dict[str, tuple[str, ...]], ...] = (
     },
     {"forward passes": ("forward",)},
     {
-        "benchmarks": ("benchmarks",),
+        "benchmarks": ("benchmarks", "benchmarks.*"),
         "harness": ("harness",),
         "checkpoints": ("checkpoints",),
         "results": ("results",),
@@ -59,6 +59,7 @@ LAYERS: tuple[dict[str, tuple[str, ...]], ...] = (
         "bank files": ("bank_files",),
         "cache": ("cache",),
         "search": ("search",),
+        "reading": ("reading",),
         "saving": ("saving",),
     },
     {"classifier": ("ood_classifier",)},

@@ -1,15 +1,27 @@
 """Batches of one shape, decoded ahead of the device."""
 
-from collections.abc import Iterator
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 from grood_jax import checks, progress
 from grood_jax.data.preprocessing import Preprocessing
-from grood_jax.data.sets import ImageSet
+from grood_jax.data.sets import ImageSet, UnreadableImage
+
+AHEAD = 2
+"""Batches that are read while the caller works on one."""
+
+ROWS = 64
+"""Images that a thread reads at once."""
+
+OnUnreadable = Callable[[int, UnreadableImage], None]
+"""Takes the row and the error of an image that cannot be read and is left out."""
 
 
 @dataclass(frozen=True)
@@ -17,14 +29,20 @@ class Batch:
     """Normalised images of a fixed number of rows.
 
     Attributes:
-      images: (B, H, W, C) float32, zeros in padded rows.
-      labels: (B,) int32; −1 where a set has no labels, 0 in padded rows.
-      valid: (B,) which rows are real.
+      images: (B, H, W, C) float32, zeros in rows that are not valid.
+      labels: (B,) int32; −1 where a set has no labels, 0 in rows that are not valid.
+      valid: (B,) which rows are real: neither padding nor an image that was left out.
     """
 
     images: Float[np.ndarray, "b h w c"]
     labels: Int[np.ndarray, " b"]
     valid: Bool[np.ndarray, " b"]
+
+
+def default_workers() -> int:
+    """As many threads as there are cores for this process, up to 32."""
+    usable = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+    return min(32, len(usable))
 
 
 def batches(
@@ -34,10 +52,13 @@ def batches(
     batch_size: int,
     indices: Int[np.ndarray, " n"] | None = None,
     description: str | None = None,
+    workers: int | None = None,
+    on_unreadable: OnUnreadable | None = None,
 ) -> Iterator[Batch]:
     """Batches of a set in order, each of ``batch_size`` rows; the last one is padded.
 
-    The next batch is read and normalised in a thread while the caller works on this one.
+    The next two batches are read, decoded and normalised in threads while the caller works on
+    this one: memory holds three of them and no more, however large the set.
 
     Args:
       images: the set.
@@ -45,17 +66,63 @@ def batches(
       batch_size: rows in each batch.
       indices: which images, in this order; all by default.
       description: shows a progress bar on stderr under this name.
+      workers: threads that read; `default_workers` by default.
+      on_unreadable: called, in any thread, with the place in ``indices`` of each image that
+        cannot be read, which is then not valid in its batch. By default such an image ends the
+        batches with its error.
 
     Raises:
-      ValueError: batch_size below 1, or an index outside the set.
+      ValueError: batch_size or workers below 1, or an index outside the set.
+      UnreadableImage: as it is met, see ``on_unreadable``.
     """
     checks.at_least("batch_size", batch_size, 1)
+    workers = default_workers() if workers is None else checks.at_least("workers", workers, 1)
     chosen = np.arange(len(images)) if indices is None else np.asarray(indices)
     if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(images)):
         raise ValueError(
             f"indices run from {chosen.min()} to {chosen.max()}; expected 0 to {len(images) - 1}"
         )
-    return _generate(images, preprocessing, batch_size, chosen, description)
+    return _generate(images, preprocessing, batch_size, chosen, description, workers, on_unreadable)
+
+
+def read_readable(
+    images: ImageSet, rows: Int[np.ndarray, " n"], on_unreadable: OnUnreadable | None
+) -> tuple[UInt8[np.ndarray, "m h w c"] | None, Int[np.ndarray, " m"], Bool[np.ndarray, " n"]]:
+    """The images among the rows that can be read, their labels, and which rows these are.
+
+    Args:
+      images: the set.
+      rows: indices of images.
+      on_unreadable: called with the place in ``rows`` of each image that cannot be read.
+
+    Returns:
+      Images, None where there is none; labels; which of the rows they are.
+
+    Raises:
+      UnreadableImage: there is one and ``on_unreadable`` is None.
+    """
+    try:
+        return *images.read(rows), np.ones(len(rows), bool)
+    except UnreadableImage as error:
+        if on_unreadable is None:
+            raise
+        if len(rows) == 1:
+            on_unreadable(0, error)
+            return None, np.zeros(0, np.int32), np.zeros(1, bool)
+    # One by one: the error does not say which other images are unreadable.
+    singles = []
+    for place in range(len(rows)):
+
+        def report(_: int, error: UnreadableImage, place: int = place) -> None:
+            on_unreadable(place, error)
+
+        singles.append(read_readable(images, rows[place : place + 1], report))
+    pixels = [single[0] for single in singles if single[0] is not None]
+    return (
+        np.concatenate(pixels) if pixels else None,
+        np.concatenate([single[1] for single in singles]),
+        np.concatenate([single[2] for single in singles]),
+    )
 
 
 def _generate(
@@ -64,27 +131,52 @@ def _generate(
     batch_size: int,
     indices: Int[np.ndarray, " n"],
     description: str | None,
+    workers: int,
+    on_unreadable: OnUnreadable | None,
 ) -> Iterator[Batch]:
-    def load(start: int) -> Batch:
-        rows = indices[start : start + batch_size]
-        pixels, labels = images.read(rows)
-        missing = batch_size - len(rows)
-        normalized = preprocessing.normalize(pixels)
-        return Batch(
-            images=np.pad(normalized, ((0, missing), (0, 0), (0, 0), (0, 0))),
-            labels=np.pad(labels.astype(np.int32), (0, missing)),
-            valid=np.arange(batch_size) < len(rows),
-        )
+    piece = min(ROWS, -(-batch_size // workers))
 
-    # One thread: decoding holds the interpreter's lock, and more of them read no faster.
-    with (
-        progress.bar(len(indices), description or "", shown=description is not None) as bar,
-        ThreadPoolExecutor(max_workers=1) as pool,
-    ):
-        ahead: Future[Batch] | None = None
-        for start in range(0, len(indices), batch_size):
-            batch = load(start) if ahead is None else ahead.result()
-            after = start + batch_size
-            ahead = pool.submit(load, after) if after < len(indices) else None
-            yield batch
-            bar.update(int(batch.valid.sum()))
+    def load(batch: Batch, start: int, first: int) -> None:
+        """Fills the rows of a batch from ``first`` on; its own first row is ``indices[start]``."""
+        last = min(first + piece, batch_size)
+        rows = indices[start + first : min(start + last, len(indices))]
+
+        def report(place: int, error: UnreadableImage) -> None:
+            assert on_unreadable is not None
+            on_unreadable(start + first + place, error)
+
+        found, labels, readable = read_readable(images, rows, report if on_unreadable else None)
+        if found is not None:
+            if found.shape[1:] != preprocessing.shape:
+                raise ValueError(
+                    f"images of {images.name} have shape {found.shape[1:]}; expected "
+                    f"{preprocessing.shape}, as the preprocessing says"
+                )
+            places = first + np.flatnonzero(readable)
+            batch.images[places] = preprocessing.normalize(found)
+            batch.labels[places] = labels
+            batch.valid[places] = True
+
+    def submit(start: int) -> tuple[Batch, list[Future[None]]]:
+        batch = Batch(
+            images=np.zeros((batch_size, *preprocessing.shape), np.float32),
+            labels=np.zeros(batch_size, np.int32),
+            valid=np.zeros(batch_size, bool),
+        )
+        count = min(batch_size, len(indices) - start)
+        return batch, [pool.submit(load, batch, start, i) for i in range(0, count, piece)]
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        with progress.bar(len(indices), description or "", shown=description is not None) as bar:
+            starts = iter(range(0, len(indices), batch_size))
+            waiting = deque(map(submit, itertools.islice(starts, AHEAD)))
+            while waiting:
+                batch, pieces = waiting.popleft()
+                for part in pieces:
+                    part.result()
+                waiting.extend(map(submit, itertools.islice(starts, 1)))
+                yield batch
+                bar.update(int(batch.valid.sum()))
+    finally:
+        pool.shutdown(cancel_futures=True)

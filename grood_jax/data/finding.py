@@ -2,14 +2,39 @@
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
 
 from grood_jax.data import download as downloading
 from grood_jax.data.preprocessing import Preprocessing
 from grood_jax.data.sets import ImageSet
 from grood_jax.data.sources import TfdsSource
 from grood_jax.errors import UserError
+
+Kind = Literal["openood", "tfds", "npz", "folder"]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A place where a set may be found.
+
+    Attributes:
+      kind: what a user calls such places.
+    """
+
+    @property
+    def kind(self) -> str:
+        """What a user calls such places."""
+        ...
+
+    def place(self, data_dir: Path) -> str:
+        """Where it is looked for, for messages."""
+        ...
+
+    def open(self, name: str, data_dir: Path, preprocessing: Preprocessing) -> ImageSet | None:
+        """Opens the set, or returns None if it is not there; raises UserError if it is damaged."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -22,18 +47,28 @@ class SetSpec:
         makes a set that is built in.
       how_to_get: how a user gets a set that tensorflow-datasets cannot download; ``{data_dir}``
         stands for the folder of all prepared sets, quoted for a shell.
+      cropped: its images are stored at the size that networks take, and their borders are not cut
+        off.
     """
 
     name: str
-    sources: tuple[TfdsSource, ...] | Callable[[], ImageSet]
+    sources: tuple[Source, ...] | Callable[[], ImageSet]
     how_to_get: str = ""
+    cropped: bool = False
 
     @property
     def in_catalogue(self) -> str | None:
         """The first name under which tensorflow-datasets can download it."""
         if callable(self.sources):
             return None
-        return next((s.dataset for s in self.sources if s.in_catalogue), None)
+        known = (s for s in self.sources if isinstance(s, TfdsSource) and s.in_catalogue)
+        return next((source.dataset for source in known), None)
+
+    def of_kind(self, kind: Kind | None) -> "SetSpec":
+        """The set with only its sources of a kind; of any kind for None. Built-in sets stay."""
+        if kind is None or callable(self.sources):
+            return self
+        return replace(self, sources=tuple(s for s in self.sources if s.kind == kind))
 
 
 @dataclass(frozen=True)
@@ -58,6 +93,7 @@ def find_sets(
     *,
     download: bool,
     skip_missing: bool,
+    source: Kind | None = None,
 ) -> list[ImageSet | None]:
     """Opens sets; what is missing is downloaded if that is asked for.
 
@@ -68,6 +104,7 @@ def find_sets(
       download: prepare missing sets that tensorflow-datasets knows. Nothing is downloaded as
         long as it is known that another set cannot be had.
       skip_missing: go on without optional sets that are missing.
+      source: look only in places of this kind.
 
     Returns:
       The sets in order, None for those that are skipped.
@@ -76,6 +113,7 @@ def find_sets(
       UserError: sets are missing or damaged; each is named with where it was looked for and how
         to get it.
     """
+    wanted = [replace(w, spec=w.spec.of_kind(source)) for w in wanted]
     found: dict[int, ImageSet] = {}
     problems: dict[int, str] = {}
 
@@ -116,14 +154,17 @@ def find_sets(
 def _open(spec: SetSpec, data_dir: Path, preprocessing: Preprocessing) -> ImageSet | None:
     if callable(spec.sources):
         return spec.sources()
-    size, channels = preprocessing.image_size, preprocessing.channels
-    opened = (source.open(spec.name, data_dir, size, channels) for source in spec.sources)
+    if spec.cropped:
+        preprocessing = replace(preprocessing, resize=None)
+    opened = (source.open(spec.name, data_dir, preprocessing) for source in spec.sources)
     return next((images for images in opened if images is not None), None)
 
 
 def _missing(wanted: Wanted, data_dir: Path) -> str:
     assert not callable(wanted.spec.sources)
-    looked = " or ".join(str(data_dir / source.dataset) for source in wanted.spec.sources)
+    looked = " or ".join(source.place(data_dir) for source in wanted.spec.sources)
+    if not looked:
+        return f"{wanted.title} is missing (it has no source of that kind)"
     return f"{wanted.title} is missing (looked for {looked})"
 
 
@@ -146,7 +187,7 @@ def _ways(
     by_hand = {
         w.spec.name: w.spec.how_to_get.format(data_dir=shlex.quote(str(data_dir)))
         for w in lost
-        if w.spec.in_catalogue is None
+        if w.spec.in_catalogue is None and w.spec.how_to_get
     }
     ways += [f"To get {name}: {how}" for name, how in by_hand.items()]
     if any(wanted.optional for wanted in lost):

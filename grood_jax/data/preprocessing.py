@@ -72,6 +72,11 @@ class Preprocessing:
             checks.at_least("resize", self.resize, self.image_size)
         checks.choice("interpolation", self.interpolation, get_args(Interpolation))
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image: height, width, channels."""
+        return self.image_size, self.image_size, self.channels
+
     def decode(self, encoded: bytes, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "h w c"]:
         """`decode` to this size."""
         return decode(

@@ -6,6 +6,12 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from grood_jax.errors import UserError
+
+
+class UnreadableImage(UserError):
+    """An image that cannot be read, named with its place; others of its set may be readable."""
+
 
 @runtime_checkable
 class ImageSet(Protocol):
@@ -28,7 +34,13 @@ class ImageSet(Protocol):
     def read(
         self, indices: Int[np.ndarray, " n"]
     ) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
-        """Images and labels at the indices; label −1 where there is none."""
+        """Images and labels at the indices; label −1 where there is none.
+
+        Several threads may read at the same time.
+
+        Raises:
+          UnreadableImage: an image cannot be read.
+        """
         ...
 
 

@@ -9,12 +9,13 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from grood_jax.data.preprocessing import decode
+from grood_jax.data.preprocessing import Preprocessing
+from grood_jax.data.sets import UnreadableImage
 from grood_jax.errors import UserError
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -29,16 +30,14 @@ class TfdsSet:
       source: where it came from, for the results.
       data: tensorflow-datasets' random access to the records, images left encoded.
       files: the files, each with the index of the first record after it.
-      image_size: the height and width that images are brought to.
-      channels: 1 or 3.
+      preprocessing: the size and channels that images are brought to.
     """
 
     name: str
     source: str
     data: Any
     files: tuple[tuple[Path, int], ...]
-    image_size: int
-    channels: int
+    preprocessing: Preprocessing
 
     def __len__(self) -> int:
         """How many images there are."""
@@ -50,14 +49,14 @@ class TfdsSet:
         """Images and labels at the indices.
 
         Raises:
-          UserError: a file is damaged, or an image in it.
+          UnreadableImage: a file is damaged, or an image in it.
         """
         rows = [int(index) for index in indices]
-        images = np.empty((len(rows), self.image_size, self.image_size, self.channels), np.uint8)
+        images = np.empty((len(rows), *self.preprocessing.shape), np.uint8)
         records = self._records(rows)
         for place, (row, record) in enumerate(zip(rows, records, strict=True)):
             try:
-                images[place] = decode(record["image"], self.image_size, self.channels)
+                images[place] = self.preprocessing.decode(record["image"])
             except Exception as error:
                 # Pillow's many decoders raise whatever they meet.
                 raise self._damaged(row, error) from error
@@ -89,9 +88,9 @@ class TfdsSet:
         except Exception as error:
             raise self._damaged(row, error) from error
 
-    def _damaged(self, row: int, error: Exception) -> UserError:
+    def _damaged(self, row: int, error: Exception) -> UnreadableImage:
         file = self.files[bisect_right([end for _, end in self.files], row)][0]
-        return UserError(
+        return UnreadableImage(
             f"{self.name}: image {row} cannot be read from {file} ({first_line(error)}); the file "
             "is damaged: copy it or prepare the set again"
         )
@@ -110,15 +109,19 @@ class TfdsSource:
     dataset: str
     split: str
     in_catalogue: bool = True
+    kind: ClassVar[str] = "tfds"
 
-    def open(self, name: str, data_dir: Path, image_size: int, channels: int) -> TfdsSet | None:
+    def place(self, data_dir: Path) -> str:
+        """Where it is looked for."""
+        return str(data_dir / self.dataset)
+
+    def open(self, name: str, data_dir: Path, preprocessing: Preprocessing) -> TfdsSet | None:
         """Opens the newest prepared version, or returns None if there is none.
 
         Args:
           name: the set's name in its benchmark.
           data_dir: the folder of all prepared sets.
-          image_size: the height and width wanted.
-          channels: 1 or 3.
+          preprocessing: the size and channels wanted.
 
         Raises:
           UserError: it is there, but damaged or incomplete, not stored as ArrayRecord, without
@@ -136,7 +139,7 @@ class TfdsSource:
         ends = itertools.accumulate(split.shard_lengths)
         files = tuple(zip(map(Path, split.filepaths), ends, strict=True))
         source = f"tfds:{self.dataset}:{folder.name}:{self.split}"
-        found = TfdsSet(name, source, data, files, image_size, channels)
+        found = TfdsSet(name, source, data, files, preprocessing)
         found.check_files()
         return found
 

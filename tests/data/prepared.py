@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from grood_jax.data import Preprocessing
 from grood_jax.data.sources import quiet_tfds
 
 
@@ -17,6 +18,11 @@ def encoded(image: np.ndarray, file_format: str = "PNG") -> bytes:
     picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     picture.save(file, file_format, **({"lossless": True} if file_format == "WEBP" else {}))
     return file.getvalue()
+
+
+def sized(size: int, channels: int) -> Preprocessing:
+    """Brings images to a size and leaves their values as they are."""
+    return Preprocessing(size, channels, (0.0,) * channels, (1.0,) * channels)
 
 
 def random_images(count: int, size: int, channels: int, seed: int = 0) -> np.ndarray:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from prepared import encoded, random_images
+from prepared import encoded, random_images, sized
 
 from grood_jax.data import TfdsSource, convert
 
@@ -34,7 +34,7 @@ def test_images_in_the_order_of_their_paths(folders, tmp_path, capsys):
     assert said.err.endswith(f"3 test, 2 validation images, {tmp_path / 'd' / 'toy' / '1.0.0'}\n")
     images = random_images(5, 16, 3)
     for split, rows in (("test", [2, 1, 0]), ("validation", [3, 4])):
-        found = TfdsSource("toy", split).open("toy", tmp_path / "d", 16, 3)
+        found = TfdsSource("toy", split).open("toy", tmp_path / "d", sized(16, 3))
         assert found is not None
         pixels, labels = found.read(np.arange(len(found)))
         np.testing.assert_array_equal(pixels, images[rows])
@@ -44,7 +44,7 @@ def test_images_in_the_order_of_their_paths(folders, tmp_path, capsys):
 def test_the_validation_part_may_be_absent(folders, tmp_path):
     words = ["--name", "toy", "--test", str(folders[0]), "--data-dir", str(tmp_path / "d")]
     assert convert.main(words) == 0
-    found = TfdsSource("toy", "test").open("toy", tmp_path / "d", 16, 3)
+    found = TfdsSource("toy", "test").open("toy", tmp_path / "d", sized(16, 3))
     assert found is not None
     assert len(found) == 3
 
@@ -78,7 +78,7 @@ def test_a_file_that_is_no_image(folders, tmp_path, capsys):
     (first / "notes.txt").write_text("these are pictures")
     line = failure(capsys, "--name", "toy", "--test", first, "--data-dir", tmp_path / "d")
     assert line.startswith(f"error: {first / 'notes.txt'} is no image that can be read")
-    assert TfdsSource("toy", "test").open("toy", tmp_path / "d", 16, 3) is None
+    assert TfdsSource("toy", "test").open("toy", tmp_path / "d", sized(16, 3)) is None
 
 
 def test_a_set_is_not_written_twice(folders, tmp_path, capsys):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from prepared import encoded, random_images, write
+from prepared import encoded, random_images, sized, write
 
 from grood_jax.data import ImageSet, TfdsSource
 from grood_jax.data.sources import TfdsSet, default_data_dir
@@ -40,7 +40,7 @@ def copy(prepared, tmp_path) -> Path:
 
 
 def opened(data_dir: Path, split: str = "train", size: int = 32, channels: int = 3) -> TfdsSet:
-    found = TfdsSource("toy", split).open("a set", data_dir, size, channels)
+    found = TfdsSource("toy", split).open("a set", data_dir, sized(size, channels))
     assert found is not None
     return found
 
@@ -79,8 +79,8 @@ def test_size_and_channels(prepared):
 
 
 def test_nothing_there(tmp_path):
-    assert TfdsSource("toy", "train").open("a set", tmp_path, 32, 3) is None
-    assert TfdsSource("toy", "train").open("a set", tmp_path / "absent", 32, 3) is None
+    assert TfdsSource("toy", "train").open("a set", tmp_path, sized(32, 3)) is None
+    assert TfdsSource("toy", "train").open("a set", tmp_path / "absent", sized(32, 3)) is None
 
 
 def test_the_newest_version_counts_as_a_number(tmp_path, images):
@@ -95,14 +95,14 @@ def test_an_interrupted_download_does_not_count(copy):
     shutil.copytree(whole, copy / "toy" / "incomplete.8P4G2F_2.0.0")
     assert opened(copy).source == "tfds:toy:1.0.0:train"
     shutil.rmtree(whole)
-    assert TfdsSource("toy", "train").open("a set", copy, 32, 3) is None
+    assert TfdsSource("toy", "train").open("a set", copy, sized(32, 3)) is None
 
 
 def test_configurations_lie_one_folder_deeper(prepared, tmp_path, images):
     (tmp_path / "toy").mkdir()
     shutil.copytree(prepared / "toy", tmp_path / "toy" / "letters")
     source = TfdsSource("toy/letters", "train")
-    found = source.open("a set", tmp_path, 32, 3)
+    found = source.open("a set", tmp_path, sized(32, 3))
     assert found is not None
     assert found.source == "tfds:toy/letters:1.0.0:train"
     np.testing.assert_array_equal(found.read(np.array([7]))[0], images[[7]])

@@ -1,0 +1,211 @@
+"""Finding all the sets of a benchmark before anything is computed."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from grood_jax import checks
+from grood_jax.benchmarks.base import Benchmark, Group
+from grood_jax.data.batching import OnUnreadable, read_readable
+from grood_jax.data.finding import Kind, SetSpec, Wanted, find_sets
+from grood_jax.data.preprocessing import Preprocessing
+from grood_jax.data.sets import ImageSet, LimitedSet, PartOfSet
+from grood_jax.data.sources import default_data_dir
+from grood_jax.errors import UserError
+
+VALIDATION_EVERY = 10
+"""Of how many ID test images one is for validation, where options are chosen and no validation
+set is found."""
+
+SAMPLED = 16
+"""Images whose pixels tell two sets apart."""
+
+
+@dataclass(frozen=True)
+class OpenBenchmark:
+    """A benchmark whose sets have all been found.
+
+    Attributes:
+      train: training images.
+      test: test images in distribution.
+      ood: OOD test sets by name, each with its group.
+      shifted: sets of the same classes that count as in distribution, if asked for, by name.
+      id_validation: images of the training classes for choosing options, if asked for: the
+        benchmark's own, or else every tenth test image, which is not in ``test`` then.
+      validation: held-out OOD images, if asked for and there are any.
+      skipped: names of the sets that were missing and left out.
+    """
+
+    train: ImageSet
+    test: ImageSet
+    ood: dict[str, tuple[Group, ImageSet]]
+    shifted: dict[str, ImageSet]
+    id_validation: ImageSet | None
+    validation: ImageSet | None
+    skipped: tuple[str, ...]
+
+    @property
+    def titled(self) -> dict[str, ImageSet]:
+        """All sets, by what messages and results call them."""
+        named = {"train": self.train, "test": self.test, **self.shifted}
+        return named | {name: images for name, (_, images) in self.ood.items()}
+
+
+def open_benchmark(
+    benchmark: Benchmark,
+    *,
+    preprocessing: Preprocessing | None = None,
+    data_dir: Path | None = None,
+    source: Kind | None = None,
+    skip_missing: bool = False,
+    download: bool = False,
+    validation: bool = False,
+    search: bool = False,
+    ood: bool = True,
+    full_spectrum: bool = False,
+    limit: int | None = None,
+    train_share: float = 1.0,
+    seed: int = 0,
+) -> OpenBenchmark:
+    """Finds all the sets of a benchmark before anything is computed.
+
+    Args:
+      benchmark: the benchmark.
+      preprocessing: the size and channels that images are brought to; the benchmark's by default.
+      data_dir: where images lie, in any form that the benchmark's sets may have; by default the
+        benchmark's own place, or that of tensorflow-datasets.
+      source: look only for this form.
+      skip_missing: leave out OOD and shifted sets that are missing.
+      download: prepare missing sets that tensorflow-datasets knows.
+      validation: open the held-out OOD images too.
+      search: open the validation sets, ID and OOD, by which options are chosen.
+      ood: open the OOD test sets.
+      full_spectrum: open the shifted sets.
+      limit: at most this many images of each set.
+      train_share: this share of the training images, drawn at random.
+      seed: decides which.
+
+    Raises:
+      UserError: sets are missing or damaged; each is named, with where it was looked for and how
+        to get it. Or the benchmark has no set of the kind that is asked for.
+      ValueError: limit below 1, or a share that is none.
+    """
+    if limit is not None:
+        checks.at_least("limit", limit, 1)
+    checks.fraction("train_share", train_share, zero=False)
+    if search and benchmark.validation is None:
+        raise UserError(
+            f"benchmark {benchmark.name} has no validation set, so options cannot be chosen by it; "
+            "leave out --search, and give options by hand"
+        )
+    validation = validation or search
+    if validation and benchmark.validation is None:
+        raise UserError(
+            f"benchmark {benchmark.name} has no held-out OOD images for ood_prototype "
+            "'validation'; choose 'mixup', 'noise' or 'prototype-mean'"
+        )
+    if full_spectrum and not benchmark.shifted:
+        raise UserError(
+            f"benchmark {benchmark.name} has no sets of covariate-shifted images; leave out "
+            "--full-spectrum"
+        )
+    outside: list[tuple[Group, SetSpec]] = []
+    if ood:
+        outside += [("near", spec) for spec in benchmark.near]
+        outside += [("far", spec) for spec in benchmark.far]
+    wanted = {
+        "train": Wanted(f"{benchmark.train.name} (train)", benchmark.train),
+        "test": Wanted(f"{benchmark.test.name} (test)", benchmark.test),
+        **{f"ood {spec.name}": Wanted(spec.name, spec, optional=True) for _, spec in outside},
+    }
+    if full_spectrum:
+        wanted |= {f"shifted {s.name}": Wanted(s.name, s, True) for s in benchmark.shifted}
+    if validation and benchmark.validation is not None:
+        spec = benchmark.validation
+        wanted["validation"] = Wanted(f"{spec.name} (validation)", spec)
+    folder = (data_dir or benchmark.data_dir or default_data_dir()).expanduser()
+    size = preprocessing or benchmark.preprocessing
+    opened = find_sets(
+        list(wanted.values()),
+        folder,
+        size,
+        download=download,
+        skip_missing=skip_missing,
+        source=source,
+    )
+    found = {
+        key: _limited(images, limit)
+        for key, images in zip(wanted, opened, strict=True)
+        if images is not None
+    }
+    test, held_in = found["test"], None
+    if search:
+        test, held_in = _validation(benchmark, test, folder, size, source, limit)
+    return OpenBenchmark(
+        _share(found["train"], train_share, seed),
+        test,
+        {s.name: (g, found[f"ood {s.name}"]) for g, s in outside if f"ood {s.name}" in found},
+        {s.name: found[k] for s in benchmark.shifted if (k := f"shifted {s.name}") in found},
+        held_in,
+        found.get("validation"),
+        tuple(wanted[key].spec.name for key in wanted if key not in found),
+    )
+
+
+def identity(images: ImageSet, on_unreadable: OnUnreadable | None = None) -> dict[str, Any]:
+    """What tells sets of images apart: name, source, size, and a checksum of a few images.
+
+    Args:
+      images: the set.
+      on_unreadable: as for `grood_jax.data.batches`; such images are left out of the checksum.
+    """
+    rows = np.linspace(0, len(images) - 1, min(len(images), SAMPLED)).astype(np.int64)
+    pixels, labels, _ = read_readable(images, rows, on_unreadable)
+    some = b"" if pixels is None else np.ascontiguousarray(pixels).tobytes()
+    return {
+        "set": images.name,
+        "source": images.source,
+        "n": len(images),
+        "checksum": hashlib.sha256(some + labels.tobytes()).hexdigest(),
+    }
+
+
+def _validation(
+    benchmark: Benchmark,
+    test: ImageSet,
+    data_dir: Path,
+    preprocessing: Preprocessing,
+    source: Kind | None,
+    limit: int | None,
+) -> tuple[ImageSet, ImageSet]:
+    """The test set without what is held out of it, if need be, and the ID validation set."""
+    if benchmark.id_validation is not None:
+        wanted = [Wanted(benchmark.id_validation.name, benchmark.id_validation, optional=True)]
+        (own,) = find_sets(
+            wanted, data_dir, preprocessing, download=False, skip_missing=True, source=source
+        )
+        if own is not None:
+            return test, _limited(own, limit)
+    rows = np.arange(len(test))
+    held_out = rows % VALIDATION_EVERY == 0
+    return (
+        PartOfSet(test, rows[~held_out], "without validation images"),
+        PartOfSet(test, rows[held_out], "validation images"),
+    )
+
+
+def _share(images: ImageSet, share: float, seed: int) -> ImageSet:
+    if share == 1:
+        return images
+    key = jax.random.fold_in(jax.random.key(seed), len(images))
+    count = max(1, round(share * len(images)))
+    rows = np.sort(np.asarray(jax.random.permutation(key, len(images)))[:count])
+    return PartOfSet(images, rows, f"{count} of {len(images)}, drawn with seed {seed}")
+
+
+def _limited(images: ImageSet, limit: int | None) -> ImageSet:
+    return images if limit is None or limit >= len(images) else LimitedSet(images, limit)

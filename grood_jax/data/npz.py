@@ -1,0 +1,162 @@
+"""Sets of images as arrays in ``.npz`` files."""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, ClassVar
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from grood_jax.data.preprocessing import Preprocessing
+from grood_jax.data.sets import UnreadableImage
+from grood_jax.data.sources import first_line
+from grood_jax.errors import UserError
+
+MAX_UNPACKED = 2**31
+"""Bytes of a compressed array, which must be unpacked whole."""
+
+
+@dataclass(frozen=True)
+class NpzSet:
+    """A set of images in one array, on disk or in memory.
+
+    Attributes:
+      name: the set's name in its benchmark.
+      source: where it came from, for the results.
+      images: (N, H, W) or (N, H, W, C) uint8.
+      labels: (N,) int32, −1 where there is none.
+      preprocessing: the size and channels that images are brought to.
+    """
+
+    name: str
+    source: str
+    images: np.ndarray
+    labels: Int[np.ndarray, " n"]
+    preprocessing: Preprocessing
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self.images)
+
+    def read(
+        self, indices: Int[np.ndarray, " n"]
+    ) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
+        """Images and labels at the indices.
+
+        Raises:
+          UnreadableImage: images are too large to be resized.
+        """
+        images = np.empty((len(indices), *self.preprocessing.shape), np.uint8)
+        for place, row in enumerate(indices):
+            try:
+                images[place] = self.preprocessing.fit_pixels(np.asarray(self.images[row]))
+            except ValueError as error:
+                raise UnreadableImage(f"{self.name}: image {row}: {error}") from error
+        return images, self.labels[indices]
+
+
+@dataclass(frozen=True)
+class NpzSource:
+    """A file with an array ``images`` of bytes, (N, H, W) or (N, H, W, C), and perhaps ``labels``.
+
+    As ``numpy.savez`` writes it, images stay on disk until they are asked for; a file of
+    ``numpy.savez_compressed`` is unpacked into memory.
+
+    Attributes:
+      file: relative to the data directory.
+    """
+
+    file: str
+    kind: ClassVar[str] = "npz"
+
+    def place(self, data_dir: Path) -> str:
+        """Where it is looked for."""
+        return str(data_dir / self.file)
+
+    def open(self, name: str, data_dir: Path, preprocessing: Preprocessing) -> NpzSet | None:
+        """Opens the file, or returns None if it is not there.
+
+        Args:
+          name: the set's name in its benchmark.
+          data_dir: where the file lies.
+          preprocessing: the size and channels wanted.
+
+        Raises:
+          UserError: it is no such file.
+        """
+        path = data_dir / self.file
+        if not path.is_file():
+            return None
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+                images = _array(path, archive, "images")
+                labels = _array(path, archive, "labels") if "labels.npy" in names else None
+        except UserError:
+            raise
+        except Exception as error:
+            # NumPy and zipfile raise whatever their layers raise on a broken file.
+            why = first_line(error)
+            raise UserError(
+                f"{path} cannot be read: {why}; expected a file of numpy.savez with an array "
+                "'images'"
+            ) from error
+        channels = images.shape[3] if images.ndim == 4 else 1
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or channels not in (1, 3):
+            raise UserError(
+                f"images in {path} has dtype {images.dtype} and shape {images.shape}; expected "
+                "uint8, (N, H, W) or (N, H, W, C) with 1 or 3 channels"
+            )
+        if 0 in images.shape:
+            raise UserError(f"images in {path} has shape {images.shape}; expected some pixels")
+        if labels is None:
+            labels = np.full(len(images), -1, np.int32)
+        if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+            raise UserError(
+                f"labels in {path} has dtype {labels.dtype} and shape {labels.shape}; expected "
+                f"integers, ({len(images)},)"
+            )
+        if labels.min() < -1 or labels.max() >= 2**31:
+            raise UserError(
+                f"labels in {path} run from {labels.min()} to {labels.max()}; expected classes "
+                "from 0, or -1 for none"
+            )
+        return NpzSet(name, f"npz:{self.file}", images, labels.astype(np.int32), preprocessing)
+
+
+def _array(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    member = archive.getinfo(f"{name}.npy")
+    if member.compress_type != zipfile.ZIP_STORED:
+        if member.file_size > MAX_UNPACKED:
+            raise UserError(
+                f"{name} in {path} is compressed and unpacks to {member.file_size} bytes; expected "
+                f"at most {MAX_UNPACKED} (numpy.savez writes it uncompressed, to be read piece by "
+                "piece)"
+            )
+        with archive.open(member) as stream:
+            return np.lib.format.read_array(stream, allow_pickle=False)
+    with archive.open(member) as stream:
+        shape, fortran, dtype = _header(stream)
+        start = stream.tell()
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects")
+    with path.open("rb") as file:
+        # The member's own header: 30 bytes, whose last four are the lengths of what follows.
+        file.seek(member.header_offset + 26)
+        lengths = int.from_bytes(file.read(2), "little") + int.from_bytes(file.read(2), "little")
+    offset = member.header_offset + 30 + lengths + start
+    if 0 in shape:
+        return np.zeros(shape, dtype)
+    return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(stream)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read is None:
+        raise ValueError(f"its array has format {version}; expected 1.0 or 2.0")
+    return read(stream)

@@ -1,0 +1,119 @@
+"""Reading sets of images as an evaluation does, with what could not be read."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from grood_jax import benchmarks
+from grood_jax.data import ArraySet, Batch, ImageSet, Preprocessing, batches, builtin
+from grood_jax.data.batching import OnUnreadable
+from grood_jax.data.sets import UnreadableImage
+from grood_jax.forward import TrainingBatches
+
+
+@dataclass(frozen=True)
+class BadImages:
+    """Images that could not be read, by their sets and rows, with what was wrong."""
+
+    found: dict[str, dict[int, str]] = field(default_factory=dict)
+
+    def of(self, images: ImageSet) -> dict[int, str]:
+        """Those of a set."""
+        return self.found.setdefault(f"{images.name} of {images.source}", {})
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Batches of sets of images, as a network takes them.
+
+    Attributes:
+      preprocessing: normalisation.
+      batch_size: rows in each batch.
+      progress: shows bars on stderr.
+      workers: threads that read; None for the default.
+      bad: gathers images that cannot be read, and are left out; None where they end the run.
+    """
+
+    preprocessing: Preprocessing
+    batch_size: int
+    progress: bool
+    workers: int | None = None
+    bad: BadImages | None = None
+
+    def __call__(
+        self, images: ImageSet, name: str, rows: np.ndarray | None = None
+    ) -> Iterator[Batch]:
+        """Batches of a set; of some rows, in their order."""
+        return batches(
+            images,
+            self.preprocessing,
+            batch_size=self.batch_size,
+            indices=rows,
+            description=name if self.progress else None,
+            workers=self.workers,
+            on_unreadable=self._note(images, rows),
+        )
+
+    def training(self, images: ImageSet) -> TrainingBatches:
+        """Batches of a training set, and again of some of its images that could be read."""
+        known = self.bad is None
+
+        def read(rows: np.ndarray | None) -> Iterator[Batch]:
+            nonlocal known
+            if rows is None:
+                yield from self(images, "training set")
+                known = True
+                return
+            if not known:
+                # Where the network's outputs were recalled, no image has been read yet.
+                for _ in self(images, "looking for unreadable images"):
+                    pass
+                known = True
+            bad = [] if self.bad is None else list(self.bad.of(images))
+            readable = np.setdiff1d(np.arange(len(images)), bad)
+            yield from self(images, "mix-up", readable[rows])
+
+        return read
+
+    def noise(self, count: int, key: Array) -> Iterator[Batch]:
+        """Batches of blurred noise."""
+        seed = int(jax.random.bits(key))
+        size, channels = self.preprocessing.image_size, self.preprocessing.channels
+        pixels = builtin.blurred_noise(count, seed, size, channels)
+        labels = np.full(count, -1, np.int32)
+        return self(ArraySet("noise", "built in", pixels, labels), "noise")
+
+    def identity(self, images: ImageSet) -> dict[str, Any]:
+        """What tells sets of images apart."""
+        # Whatever cannot be read here is met again, and counted then.
+        return benchmarks.identity(images, None if self.bad is None else lambda *_: None)
+
+    def described(self, images: ImageSet) -> dict[str, Any]:
+        """A set's source, size and fingerprint, for the results."""
+        found = self.identity(images)
+        known = {"source": images.source, "n": len(images), "fingerprint": found["checksum"]}
+        return known if self.bad is None else known | {"unreadable": len(self.bad.of(images))}
+
+    def complaints(self) -> list[str]:
+        """What was left out, in lines."""
+        found = {} if self.bad is None else self.bad.found
+        return [
+            f"left out {len(rows)} unreadable images of {name}: {next(iter(rows.values()))}"
+            + (", …" if len(rows) > 1 else "")
+            for name, rows in found.items()
+            if rows
+        ]
+
+    def _note(self, images: ImageSet, rows: np.ndarray | None) -> OnUnreadable | None:
+        if self.bad is None:
+            return None
+        found = self.bad.of(images)
+
+        def note(place: int, error: UnreadableImage) -> None:
+            found[place if rows is None else int(rows[place])] = str(error)
+
+        return note
