@@ -4,17 +4,18 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from grood_jax.models.layers import conv, norm
 from grood_jax.models.staged import Staged
+
+LECUN = nnx.initializers.lecun_normal()
 
 
 class ConvBlock(nnx.Module):
     """Convolution 3×3, batch norm, ReLU."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, rngs: nnx.Rngs) -> None:
-        self.conv = nnx.Conv(
-            inputs, outputs, (3, 3), strides=stride, padding=1, use_bias=False, rngs=rngs
-        )
-        self.norm = nnx.BatchNorm(outputs, momentum=0.9, rngs=rngs)
+        self.conv = conv(inputs, outputs, 3, stride, kernel_init=LECUN, rngs=rngs)
+        self.norm = norm(outputs, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ _"]:
         """Activations of the next layer, (B, H, W, C)."""

@@ -1,19 +1,16 @@
 """A network as a row of named stages, at each of which it can be cut."""
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-Stage = Callable[[Float[Array, "b h w c"]], Float[Array, "b h w c"]]
-
 
 class Staged(nnx.Module):
-    """Runs stages in order, averages over the image, and ends in a linear head.
+    """Runs stages in order, pools over the image, and ends in a linear head.
 
-    Subclasses set the modules that `stages` names, and `head`.
+    Subclasses set the modules that `stages` names, and `head`. Between stages there are images of
+    activations, (B, H, W, C), or tokens, (B, T, C): channels are last.
 
     Attributes:
       stages: names of the stages, in order; each is an attribute, and a place to cut.
@@ -25,8 +22,8 @@ class Staged(nnx.Module):
 
     def early(
         self, images: Float[Array | np.ndarray, "b h w c"], cut: str
-    ) -> Float[Array, "b _ _ _"]:
-        """Activations after the stage ``cut``, (B, H, W, C).
+    ) -> Float[Array, "b *places _"]:
+        """Activations after the stage ``cut``, (B, H, W, C) or (B, T, C).
 
         Raises:
           ValueError: there is no such stage.
@@ -38,8 +35,8 @@ class Staged(nnx.Module):
 
     def activations(
         self, images: Float[Array | np.ndarray, "b h w c"]
-    ) -> tuple[Float[Array, "b _ _ _"], ...]:
-        """Activations after each stage, (B, H, W, C)."""
+    ) -> tuple[Float[Array, "b ... _"], ...]:
+        """Activations after each stage, (B, H, W, C) or (B, T, C)."""
         found, hidden = [], jnp.asarray(images)
         for name in self.stages:
             hidden = getattr(self, name)(hidden)
@@ -47,18 +44,22 @@ class Staged(nnx.Module):
         return tuple(found)
 
     def late(
-        self, hidden: Float[Array | np.ndarray, "b h w c"], cut: str
+        self, hidden: Float[Array | np.ndarray, "b *places c"], cut: str
     ) -> tuple[Float[Array, "b d"], Float[Array, "b k"]]:
         """Penultimate features and logits from the activations after the stage ``cut``.
 
         Raises:
           ValueError: there is no such stage.
         """
-        hidden = jnp.asarray(hidden)
+        reached = jnp.asarray(hidden)
         for name in self.stages[self._position(cut) :]:
-            hidden = getattr(self, name)(hidden)
-        features = hidden.mean(axis=(1, 2))
+            reached = getattr(self, name)(reached)
+        features = self.pool(reached)
         return features, self.head(features)
+
+    def pool(self, hidden: Float[Array, "b *places c"]) -> Float[Array, "b c"]:
+        """Penultimate features from the activations after the last stage: their mean."""
+        return hidden.mean(axis=tuple(range(1, hidden.ndim - 1)))
 
     def __call__(self, images: Float[Array | np.ndarray, "b h w c"]) -> Float[Array, "b k"]:
         """Logits of images."""

@@ -12,13 +12,21 @@ from flax import nnx
 from grood_jax import models
 from grood_jax.models.import_torch import import_state_dict
 from grood_jax.models.resnet import BasicBlock, PadShortcut, Projection, Stem
+from grood_jax.models.swin import neighbours
+
+
+def layers(count: int) -> tuple[str, ...]:
+    return tuple(f"layer{i + 1}" for i in range(count))
+
 
 STAGES = {
-    "small": ("layer1", "layer2", "layer3"),
-    "resnet18_32x32": ("stem", "layer1", "layer2", "layer3", "layer4"),
-    **dict.fromkeys(
-        ("resnet20", "resnet32", "resnet44", "resnet56"), ("stem", "layer1", "layer2", "layer3")
-    ),
+    "small": layers(3),
+    **dict.fromkeys(("resnet20", "resnet32", "resnet44", "resnet56"), ("stem", *layers(3))),
+    **dict.fromkeys(("resnet18_32x32", "resnet18_64x64"), ("stem", *layers(4))),
+    **dict.fromkeys(("resnet18_224x224", "resnet18", "resnet34", "resnet50"), ("stem", *layers(4))),
+    **dict.fromkeys(("swin_t", "regnet_y_16gf"), ("stem", *layers(4))),
+    "vit_b_16": ("stem", *layers(12)),
+    "efficientnet_lite0": ("stem", *layers(7), "top"),
 }
 
 
@@ -40,11 +48,24 @@ def test_names_and_stages() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "count"),
-    [("resnet18_32x32", 11_173_962), ("resnet20", 269_722), ("resnet56", 853_018)],
+    ("name", "classes", "count"),
+    [
+        ("resnet18_32x32", 10, 11_173_962),
+        ("resnet20", 10, 269_722),
+        ("resnet56", 10, 853_018),
+        # num_params of torchvision's weights.
+        ("resnet18", 1000, 11_689_512),
+        ("resnet34", 1000, 21_797_672),
+        ("resnet50", 1000, 25_557_032),
+        ("vit_b_16", 1000, 86_567_656),
+        ("swin_t", 1000, 28_288_354),
+        ("regnet_y_16gf", 1000, 83_590_140),
+        # 4.7 million, says tensorflow/tpu's README of EfficientNet-Lite.
+        ("efficientnet_lite0", 1000, 4_652_008),
+    ],
 )
-def test_published_parameter_counts(name: str, count: int) -> None:
-    assert parameters(abstract(name)) == count
+def test_published_parameter_counts(name: str, classes: int, count: int) -> None:
+    assert parameters(abstract(name, classes)) == count
 
 
 @pytest.mark.parametrize(
@@ -87,6 +108,66 @@ def test_shapes_at_every_stage(name: str, hidden: list[tuple[int, ...]], width: 
         features, logits = jax.eval_shape(lambda m, e, c=cut: m.late(e, c), model, early)
         assert (features.shape, logits.shape) == ((5, width), (5, 10))
     assert jax.eval_shape(lambda m, x: m(x), model, images).shape == (5, 10)
+
+
+def halved(size: int, widths: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Stages of which each halves height and width."""
+    return [(size >> i, size >> i, width) for i, width in enumerate(widths)]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "hidden"),
+    [
+        ("resnet18_64x64", 64, [(64, 64, 64), *halved(64, (64, 128, 256, 512))]),
+        ("resnet18_224x224", 224, [(56, 56, 64), *halved(56, (64, 128, 256, 512))]),
+        ("resnet34", 224, [(56, 56, 64), *halved(56, (64, 128, 256, 512))]),
+        ("resnet50", 224, [(56, 56, 64), *halved(56, (256, 512, 1024, 2048))]),
+        ("regnet_y_16gf", 384, halved(192, (32, 224, 448, 1232, 3024))),
+        ("swin_t", 224, [(56, 56, 96), *halved(56, (96, 192, 384, 768))]),
+        ("vit_b_16", 224, [(197, 768)] * 13),
+        (
+            "efficientnet_lite0",
+            224,
+            [(112, 112, 32), *halved(112, (16, 24, 40, 80))]
+            + [(14, 14, 112), (7, 7, 192), (7, 7, 320), (7, 7, 1280)],
+        ),
+    ],
+)
+def test_shapes_at_every_stage_of_the_larger(name: str, size: int, hidden: list) -> None:
+    model = nnx.view(abstract(name), use_running_average=True, raise_if_not_found=False)
+    images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    found = jax.eval_shape(lambda m, x: m.activations(x), model, images)
+    assert [activations.shape[1:] for activations in found] == hidden
+    assert model.stages[0] == "stem" and "layer1" in model.stages
+    early = jax.eval_shape(lambda m, x: m.early(x, "layer1"), model, images)
+    assert early.shape == (2, *hidden[1])
+    features, logits = jax.eval_shape(lambda m, x: m.late(x, "layer1"), model, early)
+    assert (features.shape, logits.shape) == ((2, hidden[-1][-1]), (2, 10))
+
+
+@pytest.mark.parametrize(("name", "depends"), [("vit_b_16", True), ("swin_t", False)])
+def test_only_vit_has_arrays_that_depend_on_the_images_size(name: str, depends: bool) -> None:
+    larger = nnx.eval_shape(
+        lambda: models.create(name, num_classes=10, image_size=384, rngs=nnx.Rngs(0))
+    )
+    assert (parameters(larger) != parameters(abstract(name))) == depends
+
+
+def test_vit_takes_images_of_one_size() -> None:
+    with pytest.raises(ValueError, match="image_size is 100; expected a multiple of 16"):
+        models.create("vit_b_16", num_classes=2, image_size=100, rngs=nnx.Rngs(0))
+    images = jax.ShapeDtypeStruct((1, 224, 208, 3), jnp.float32)
+    with pytest.raises(ValueError, match="images have 224 × 208 pixels; expected 224 × 224"):
+        jax.eval_shape(lambda m, x: m(x), abstract("vit_b_16"), images)
+
+
+def test_swins_windows_know_what_was_rolled_together() -> None:
+    # 14 × 7, rolled by 3 in height only: rows 11 to 13 come from the top.
+    found = neighbours(14, 7, (3, 0))
+    assert found.shape == (2, 49, 49)
+    assert found[0].all()
+    rolled = np.repeat(np.arange(7) >= 4, 7)
+    np.testing.assert_array_equal(found[1], rolled[:, None] == rolled[None])
 
 
 def test_strides_of_resnet18() -> None:
