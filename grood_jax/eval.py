@@ -271,7 +271,10 @@ def run(
         "limit": config.limit,
         "train_share": config.train_share,
         "full_spectrum": config.full_spectrum,
-        "preprocessing": asdict(loaded.spec.preprocessing),
+        "preprocessing": {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(loaded.spec.preprocessing).items()
+        },
         "command": commandline or command_of(config),
         "versions": results.versions(),
         "device": results.device(),

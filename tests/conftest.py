@@ -45,6 +45,12 @@ def tfds_data() -> Path:
     return _shared("data/tfds")
 
 
+@pytest.fixture(scope="session")
+def openood_data() -> Path:
+    """A sample of real images in OpenOOD's layout, 200 a set."""
+    return _shared("data/openood")
+
+
 @pytest.fixture
 def key() -> jax.Array:
     """A key, the same in every test."""

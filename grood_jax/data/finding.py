@@ -14,6 +14,11 @@ from grood_jax.errors import UserError
 
 Kind = Literal["openood", "tfds", "npz", "folder"]
 
+_NPZ = (
+    "numpy.savez writes such a file: arrays images (N, H, W, 3) of bytes and labels (N,), the "
+    "latter for sets of the training classes"
+)
+
 
 @runtime_checkable
 class Source(Protocol):
@@ -28,8 +33,9 @@ class Source(Protocol):
         """What a user calls such places."""
         ...
 
-    def place(self, data_dir: Path) -> str:
-        """Where it is looked for, for messages."""
+    @property
+    def place(self) -> str:
+        """Where it is looked for, relative to the data directory, for messages."""
         ...
 
     def open(self, name: str, data_dir: Path, preprocessing: Preprocessing) -> ImageSet | None:
@@ -68,7 +74,9 @@ class SetSpec:
         """The set with only its sources of a kind; of any kind for None. Built-in sets stay."""
         if kind is None or callable(self.sources):
             return self
-        return replace(self, sources=tuple(s for s in self.sources if s.kind == kind))
+        own = tuple(source for source in self.sources if source.kind == kind)
+        how_to_get = _NPZ if kind == "npz" else self.how_to_get
+        return replace(self, sources=own, how_to_get=how_to_get)
 
 
 @dataclass(frozen=True)
@@ -162,10 +170,11 @@ def _open(spec: SetSpec, data_dir: Path, preprocessing: Preprocessing) -> ImageS
 
 def _missing(wanted: Wanted, data_dir: Path) -> str:
     assert not callable(wanted.spec.sources)
-    looked = " or ".join(source.place(data_dir) for source in wanted.spec.sources)
-    if not looked:
-        return f"{wanted.title} is missing (it has no source of that kind)"
-    return f"{wanted.title} is missing (looked for {looked})"
+    places = [source.place for source in wanted.spec.sources]
+    if not places:
+        return f"{wanted.title} is missing (it is not to be had in this form)"
+    looked = " or ".join(filter(None, [", ".join(places[:-1]), places[-1]]))
+    return f"{wanted.title} is missing (looked for {looked} in {data_dir})"
 
 
 def _ways(
@@ -184,12 +193,11 @@ def _ways(
         reasons = [f"{', '.join(sets)}: {reason}" for reason, sets in blocked.items()]
         ways.append(f"--download cannot get {'; '.join(reasons)}")
         ways.append("Or copy sets that tensorflow-datasets prepared elsewhere to these folders")
-    by_hand = {
-        w.spec.name: w.spec.how_to_get.format(data_dir=shlex.quote(str(data_dir)))
-        for w in lost
-        if w.spec.in_catalogue is None and w.spec.how_to_get
-    }
-    ways += [f"To get {name}: {how}" for name, how in by_hand.items()]
+    by_hand: dict[str, dict[str, None]] = {}
+    for spec in (w.spec for w in lost if w.spec.in_catalogue is None and w.spec.how_to_get):
+        how = spec.how_to_get.format(data_dir=shlex.quote(str(data_dir)))
+        by_hand.setdefault(how, {})[spec.name] = None
+    ways += [f"To get {', '.join(sets)}: {how}" for how, sets in by_hand.items()]
     if any(wanted.optional for wanted in lost):
         ways.append("--skip-missing goes on without missing OOD sets")
     return ways

@@ -82,9 +82,10 @@ class ImageListSource:
     images: str
     kind: ClassVar[str] = "openood"
 
-    def place(self, data_dir: Path) -> str:
+    @property
+    def place(self) -> str:
         """Where it is looked for."""
-        return f"{data_dir / self.imglist} with its images in {data_dir / self.images}"
+        return f"{self.imglist} with images"
 
     def open(self, name: str, data_dir: Path, preprocessing: Preprocessing) -> FolderSet | None:
         """Opens the list, or returns None if it or the folder of its images is not there.
@@ -129,9 +130,10 @@ class FolderSource:
     classes: tuple[str, ...] = ()
     kind: ClassVar[str] = "folder"
 
-    def place(self, data_dir: Path) -> str:
+    @property
+    def place(self) -> str:
         """Where it is looked for."""
-        return str(data_dir / self.folder)
+        return self.folder
 
     def open(self, name: str, data_dir: Path, preprocessing: Preprocessing) -> FolderSet | None:
         """Opens the folder, or returns None if it is not there.

@@ -3,7 +3,7 @@
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -70,9 +70,10 @@ class NpzSource:
     file: str
     kind: ClassVar[str] = "npz"
 
-    def place(self, data_dir: Path) -> str:
+    @property
+    def place(self) -> str:
         """Where it is looked for."""
-        return str(data_dir / self.file)
+        return self.file
 
     def open(self, name: str, data_dir: Path, preprocessing: Preprocessing) -> NpzSet | None:
         """Opens the file, or returns None if it is not there.
@@ -151,7 +152,7 @@ def _array(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
     return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
 
 
-def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _header(stream: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(stream)
     read = {
         (1, 0): np.lib.format.read_array_header_1_0,

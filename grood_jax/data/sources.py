@@ -111,9 +111,10 @@ class TfdsSource:
     in_catalogue: bool = True
     kind: ClassVar[str] = "tfds"
 
-    def place(self, data_dir: Path) -> str:
+    @property
+    def place(self) -> str:
         """Where it is looked for."""
-        return str(data_dir / self.dataset)
+        return self.dataset
 
     def open(self, name: str, data_dir: Path, preprocessing: Preprocessing) -> TfdsSet | None:
         """Opens the newest prepared version, or returns None if there is none.

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import weakref
 from dataclasses import dataclass, field
 from io import StringIO
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from grood_jax.data import ArraySet, Batch, Preprocessing, batches
+from grood_jax.data.sets import UnreadableImage
 from grood_jax.errors import UserError
 
 PLAIN = Preprocessing(4, 1, mean=(0.0,), std=(1 / 255,))
@@ -179,3 +181,84 @@ def test_no_progress_unless_it_is_asked_for(monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal)
     list(batches(numbered(40), PLAIN, batch_size=8))
     assert terminal.getvalue() == ""
+
+
+@dataclass
+class Holed(Watched):
+    """A set some of whose images cannot be read."""
+
+    bad: tuple[int, ...] = ()
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        wrong = [int(index) for index in indices if index in self.bad]
+        if wrong:
+            raise UnreadableImage(f"image {wrong[0]} is no image")
+        return numbered(self.count).read(indices)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("bad", [(), (0,), (3, 4, 5), (10,), tuple(range(11))])
+def test_unreadable_images_are_left_out_and_named(bad, workers):
+    noted: dict[int, str] = {}
+
+    def note(place: int, error: UnreadableImage) -> None:
+        noted[place] = str(error)
+
+    stream = batches(Holed(11, bad=bad), PLAIN, batch_size=4, workers=workers, on_unreadable=note)
+    found = list(stream)
+    assert rows(found) == [row for row in range(11) if row not in bad]
+    assert noted == {row: f"image {row} is no image" for row in bad}
+    for batch in found:
+        assert batch.images.shape == (4, 4, 4, 1)
+        assert not batch.images[~batch.valid].any()
+        assert not batch.labels[~batch.valid].any()
+
+
+def test_places_of_unreadable_images_are_those_among_the_indices():
+    noted: list[int] = []
+    stream = batches(
+        Holed(11, bad=(7,)),
+        PLAIN,
+        batch_size=2,
+        indices=np.array([9, 7, 3, 7]),
+        on_unreadable=lambda place, _: noted.append(place),
+    )
+    assert rows(list(stream)) == [9, 3]
+    assert sorted(noted) == [1, 3]
+
+
+def test_an_unreadable_image_ends_the_batches_unless_told_otherwise():
+    with pytest.raises(UnreadableImage, match="image 5 is no image"):
+        list(batches(Holed(11, bad=(5,)), PLAIN, batch_size=2))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5, 64])
+def test_the_number_of_threads_changes_nothing(workers):
+    one = list(batches(numbered(100), PLAIN, batch_size=17, workers=1))
+    several = list(batches(numbered(100), PLAIN, batch_size=17, workers=workers))
+    for first, second in zip(one, several, strict=True):
+        np.testing.assert_array_equal(first.images, second.images)
+        np.testing.assert_array_equal(first.labels, second.labels)
+        np.testing.assert_array_equal(first.valid, second.valid)
+
+
+def test_no_threads():
+    with pytest.raises(ValueError, match="workers is 0; expected at least 1"):
+        batches(numbered(10), PLAIN, batch_size=2, workers=0)
+
+
+def test_images_of_another_size():
+    other = Preprocessing(5, 1, mean=(0.0,), std=(1.0,))
+    with pytest.raises(ValueError, match=r"have shape \(4, 4, 1\); expected \(5, 5, 1\)"):
+        list(batches(numbered(10), other, batch_size=2))
+
+
+def test_memory_holds_few_batches_however_large_the_set():
+    watched = Watched(400)
+    earlier: list[weakref.ref[np.ndarray]] = []
+    stream = batches(watched, PLAIN, batch_size=10, workers=1)
+    for number, batch in enumerate(stream, 1):
+        assert len(watched.reads) <= number + 2
+        assert [ref for ref in earlier[:-1] if ref() is not None] == []
+        earlier.append(weakref.ref(batch.images))
+    assert len(earlier) == 40

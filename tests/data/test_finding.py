@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from prepared import encoded, random_images, write
 
 from grood_jax.data import ArraySet, ImageSet, Preprocessing, TfdsSource, convert, download
 from grood_jax.data.finding import SetSpec, Wanted, find_sets
+from grood_jax.data.npz import NpzSource
 from grood_jax.errors import UserError
 
 SIZE = Preprocessing(8, 3, mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -101,9 +103,9 @@ def test_all_that_is_missing_is_named_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "_tensorflow_installed", lambda: True)
     assert complaint(tmp_path, FIRST, BUILT_IN, SECOND, BY_HAND) == (
         "3 of 4 sets cannot be used: "
-        f"the first is missing (looked for {tmp_path}/mnist); "
-        f"the second is missing (looked for {tmp_path}/own_name or {tmp_path}/cifar10); "
-        f"the by_hand is missing (looked for {tmp_path}/by_hand_32). "
+        f"the first is missing (looked for mnist in {tmp_path}); "
+        f"the second is missing (looked for own_name or cifar10 in {tmp_path}); "
+        f"the by_hand is missing (looked for by_hand_32 in {tmp_path}). "
         "To get them: run again with --download, which fetches mnist (12 MB), cifar10 (170 MB). "
         f"To get by_hand: fill {tmp_path} yourself"
     )
@@ -115,6 +117,45 @@ def test_damage_is_named_along_with_what_is_missing(tmp_path):
     found = complaint(tmp_path, FIRST, BY_HAND)
     assert found.startswith(f"2 of 2 sets cannot be used: mnist in {folder} is incomplete: ")
     assert "; the by_hand is missing (looked for" in found
+
+
+def test_sets_without_a_way_of_their_own_share_one_line(tmp_path):
+    other = SetSpec("other", (TfdsSource("other", "test", in_catalogue=False),), BY_HAND.how_to_get)
+    found = complaint(tmp_path, BY_HAND, other)
+    assert found.endswith(f". To get by_hand, other: fill {tmp_path} yourself")
+
+
+def test_one_kind_of_source_only(tmp_path):
+    write(tmp_path, "mnist", {"test": IMAGES})
+    np.savez(tmp_path / "mnist_test.npz", images=random_images(3, 8, 3))
+    both = SetSpec("both", (TfdsSource("mnist", "test"), NpzSource("mnist_test.npz")))
+    wanted = [Wanted("the set", both), Wanted("built in", BUILT_IN)]
+    for kind, source in (
+        (None, "tfds:mnist:1.0.0:test"),
+        ("tfds", "tfds:mnist:1.0.0:test"),
+        ("npz", "npz:mnist_test.npz"),
+    ):
+        found = find_sets(wanted, tmp_path, SIZE, download=False, skip_missing=False, source=kind)
+        assert [images and images.source for images in found] == [source, "here"]
+    (tmp_path / "mnist_test.npz").unlink()
+    with pytest.raises(UserError, match=r"looked for mnist_test.npz in .*numpy.savez writes such"):
+        find_sets(wanted, tmp_path, SIZE, download=False, skip_missing=False, source="npz")
+    with pytest.raises(UserError, match="the set is missing .it is not to be had in this form."):
+        find_sets(wanted, tmp_path, SIZE, download=False, skip_missing=False, source="openood")
+
+
+def test_images_that_are_cropped_already_keep_their_borders(tmp_path):
+    image = random_images(1, 8, 3)[0]
+    write(tmp_path, "mnist", {"test": [(encoded(image), 0)]})
+    larger = replace(SIZE, resize=10)
+    for cropped in (True, False):
+        spec = replace(FIRST, cropped=cropped)
+        (found,) = find_sets(
+            [Wanted("it", spec)], tmp_path, larger, download=False, skip_missing=False
+        )
+        assert found is not None
+        same = np.array_equal(found.read(np.arange(1))[0][0], image)
+        assert same == cropped
 
 
 def test_what_is_optional_is_skipped_if_asked(tmp_path):
@@ -168,8 +209,8 @@ def test_nothing_is_downloaded_while_a_set_cannot_be_had(tmp_path, blocked, down
     assert downloaded == []
     assert found == (
         "2 of 3 sets cannot be used: "
-        f"the second is missing (looked for {tmp_path}/own_name or {tmp_path}/cifar10); "
-        f"the by_hand is missing (looked for {tmp_path}/by_hand_32). "
+        f"the second is missing (looked for own_name or cifar10 in {tmp_path}); "
+        f"the by_hand is missing (looked for by_hand_32 in {tmp_path}). "
         "--download cannot get cifar10: the host is asleep; cifar10: the moon is full. "
         "Or copy sets that tensorflow-datasets prepared elsewhere to these folders. "
         f"To get by_hand: fill {tmp_path} yourself"
