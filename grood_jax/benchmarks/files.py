@@ -75,7 +75,7 @@ def _described(path: Path) -> Benchmark:
     if len(set(names)) != len(names):
         raise ValueError(f"classes is {classes}; expected different names")
     sizes = {"channels": 3} | {key: given[key] for key in _SIZES if key in given}
-    sizes |= {key: tuple(sizes[key]) for key in ("mean", "std")}
+    sizes |= {key: tuple(map(float, sizes[key])) for key in ("mean", "std")}
     sets = {key: _set(key, given[key], names) for key in _SETS if key in given}
     groups = {
         group: tuple(
