@@ -245,6 +245,7 @@ def _abstract(spec: ModelSpec) -> Staged:
             spec.model,
             num_classes=spec.num_classes,
             channels=spec.preprocessing.channels,
+            image_size=spec.preprocessing.image_size,
             rngs=nnx.Rngs(0),
         )
     )

@@ -215,6 +215,7 @@ def train(
             model,
             num_classes=num_classes,
             channels=preprocessing.channels,
+            image_size=preprocessing.image_size,
             rngs=nnx.Rngs(options.seed),
         )
         if found is None

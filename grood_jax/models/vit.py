@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from grood_jax.errors import UserError
 from grood_jax.models.attention import MLP, SelfAttention
 from grood_jax.models.layers import NARROW, conv, layer_norm
 from grood_jax.models.staged import Staged
@@ -71,7 +72,9 @@ class ViT(Staged):
 
     def __init__(self, *, num_classes: int, channels: int, image_size: int, rngs: nnx.Rngs) -> None:
         if image_size % PATCH:
-            raise ValueError(f"image_size is {image_size}; expected a multiple of {PATCH}")
+            raise UserError(
+                f"image_size is {image_size}; a vision transformer expects a multiple of {PATCH}"
+            )
         self.image_size = image_size
         self.stem = Tokens(channels, image_size, rngs=rngs)
         for name in self.stages[1:]:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -13,10 +14,11 @@ import torch_reference
 from flax import nnx
 from torch_writer import write_state
 
-from grood_jax import checkpoints
+from grood_jax import checkpoints, models
 from grood_jax.errors import UserError
 from grood_jax.models import import_torch
 from grood_jax.models.import_torch import ImportConfig, import_state_dict, main, run
+from grood_jax.models.vit import ViT
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -124,10 +126,198 @@ def test_the_wrong_depth_and_the_other_layout() -> None:
         import_state_dict({"w": np.zeros(3)}, "resnet20")
 
 
-@pytest.mark.parametrize("name", ["small", "resnet50", ""])
+@pytest.mark.parametrize("name", ["small", "resnet101", ""])
 def test_networks_that_cannot_be_imported(name: str) -> None:
     with pytest.raises(ValueError, match=f"model is '{name}'; expected one of resnet18_32x32, "):
         import_state_dict({}, name)
+
+
+def named(name: str, image_size: int = 224, channels: int = 3) -> dict[str, np.ndarray]:
+    """A state dict of ones."""
+    model = nnx.eval_shape(
+        lambda: models.create(
+            name, num_classes=5, channels=channels, image_size=image_size, rngs=nnx.Rngs(0)
+        )
+    )
+    shapes = import_torch.torch_shapes(model, name)
+    return {key: np.broadcast_to(np.float32(1), shape) for key, shape in shapes.items()}
+
+
+# One of each kind of module, as PyTorch's state dicts have them.
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("resnet18_64x64", {"layer2.0.shortcut.0.weight": (128, 64, 1, 1), "fc.bias": (5,)}),
+        ("resnet18_224x224", {"conv1.weight": (64, 3, 7, 7), "layer4.0.downsample.1.bias": (512,)}),
+        ("resnet34", {"layer3.5.bn2.running_var": (256,), "fc.weight": (5, 512)}),
+        (
+            "resnet50",
+            {
+                "layer1.0.conv1.weight": (64, 64, 1, 1),
+                "layer1.0.downsample.0.weight": (256, 64, 1, 1),
+                "layer4.2.conv3.weight": (2048, 512, 1, 1),
+                "layer4.2.bn3.running_mean": (2048,),
+            },
+        ),
+        (
+            "vit_b_16",
+            {
+                "class_token": (1, 1, 768),
+                "conv_proj.weight": (768, 3, 16, 16),
+                "encoder.pos_embedding": (1, 197, 768),
+                "encoder.layers.encoder_layer_11.self_attention.in_proj_weight": (2304, 768),
+                "encoder.layers.encoder_layer_11.self_attention.in_proj_bias": (2304,),
+                "encoder.layers.encoder_layer_0.self_attention.out_proj.weight": (768, 768),
+                "encoder.layers.encoder_layer_0.ln_2.bias": (768,),
+                "encoder.layers.encoder_layer_0.mlp.0.weight": (3072, 768),
+                "encoder.layers.encoder_layer_0.mlp.3.weight": (768, 3072),
+                "encoder.ln.weight": (768,),
+                "heads.head.weight": (5, 768),
+            },
+        ),
+        (
+            "swin_t",
+            {
+                "features.0.0.weight": (96, 3, 4, 4),
+                "features.0.2.weight": (96,),
+                "features.1.1.attn.relative_position_bias_table": (169, 3),
+                "features.2.norm.weight": (384,),
+                "features.2.reduction.weight": (192, 384),
+                "features.5.5.attn.qkv.weight": (1152, 384),
+                "features.7.1.mlp.3.weight": (768, 3072),
+                "norm.bias": (768,),
+                "head.weight": (5, 768),
+            },
+        ),
+        (
+            "regnet_y_16gf",
+            {
+                "stem.0.weight": (32, 3, 3, 3),
+                "stem.1.running_mean": (32,),
+                "trunk_output.block1.block1-0.proj.0.weight": (224, 32, 1, 1),
+                "trunk_output.block1.block1-0.f.se.fc1.weight": (8, 224, 1, 1),
+                "trunk_output.block3.block3-10.f.b.0.weight": (1232, 112, 3, 3),
+                "trunk_output.block3.block3-10.f.se.fc2.bias": (1232,),
+                "trunk_output.block4.block4-0.f.c.1.running_var": (3024,),
+                "fc.weight": (5, 3024),
+            },
+        ),
+        (
+            "efficientnet_lite0",
+            {
+                "_conv_stem.weight": (32, 3, 3, 3),
+                "_bn0.running_var": (32,),
+                "_blocks.0._depthwise_conv.weight": (32, 1, 3, 3),
+                "_blocks.3._expand_conv.weight": (144, 24, 1, 1),
+                "_blocks.15._project_conv.weight": (320, 1152, 1, 1),
+                "_blocks.15._bn2.bias": (320,),
+                "_conv_head.weight": (1280, 320, 1, 1),
+                "_fc.weight": (5, 1280),
+            },
+        ),
+    ],
+)
+def test_names_are_pytorchs(name: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    found = {key: array.shape for key, array in named(name).items()}
+    assert found | shapes == found
+
+
+def test_torchvisions_older_names_of_vit() -> None:
+    old = {
+        key.replace("mlp.0", "mlp.linear_1").replace("mlp.3", "mlp.linear_2"): array
+        for key, array in named("vit_b_16", image_size=32).items()
+    }
+    assert "encoder.layers.encoder_layer_0.mlp.linear_2.bias" in old
+    both = old | {"encoder.layers.encoder_layer_0.mlp.0.bias": np.ones(3072, np.float32)}
+    with pytest.raises(UserError, match="; unexpected: encoder.layers.encoder_layer_0.mlp.linear_"):
+        import_state_dict(both, "vit_b_16")
+    model = import_state_dict(old, "vit_b_16")
+    assert model.image_size == 32 and model.stem.positions[...].shape == (1, 5, 768)
+
+
+def test_positions_that_are_no_square() -> None:
+    state = named("vit_b_16") | {"encoder.pos_embedding": np.ones((1, 196, 768), np.float32)}
+    match = r"pos_embedding has shape \(1, 196, 768\), expected \(1, 197, 768\)"
+    with pytest.raises(UserError, match=match):
+        import_state_dict(state, "vit_b_16")
+
+
+def test_swins_index_is_left_out_and_only_where_it_belongs() -> None:
+    index = np.zeros(2401, np.int64)
+    state = named("swin_t") | {"features.1.0.attn.relative_position_index": index}
+    with pytest.raises(UserError, match="swin_t; unexpected: relative_position_index$"):
+        import_state_dict(state | {"relative_position_index": index}, "swin_t")
+    assert import_state_dict(state, "swin_t").head.out_features == 5
+
+
+def test_published_preprocessing_of_each_network() -> None:
+    assert set(import_torch.PUBLISHED) == set(get_args(import_torch.Importable))
+    assert set(get_args(import_torch.Importable)) == set(models.names()) - {"small"}
+    found = {
+        name: (made.image_size, made.resize, made.interpolation, made.mean, made.std)
+        for name, made in import_torch.PUBLISHED.items()
+    }
+    assert found["resnet18_64x64"] == (64, None, "bilinear", *IMAGENET)
+    for name in ("resnet18_224x224", "resnet18", "resnet34", "resnet50", "vit_b_16"):
+        assert found[name] == (224, 256, "bilinear", *IMAGENET)
+    assert found["swin_t"] == (224, 232, "bicubic", *IMAGENET)
+    assert found["regnet_y_16gf"] == (384, 384, "bicubic", *IMAGENET)
+    lite = ((127 / 255,) * 3, (128 / 255,) * 3)
+    assert found["efficientnet_lite0"] == (224, 256, "bicubic", *lite)
+
+
+def specs_of(monkeypatch, state: dict[str, np.ndarray], argv: list[str]) -> list[Any]:
+    """The descriptions that the command saves, without saving the arrays."""
+    specs: list[Any] = []
+    monkeypatch.setattr(import_torch, "read_state_dict", lambda path: state)
+    monkeypatch.setattr(checkpoints, "save_model", lambda *saved: specs.append(saved[2]))
+    assert main(["a.pt", "--output", "out", *argv]) == 0
+    return specs
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("resnet18", [], (224, 256, "bilinear")),
+        ("resnet18", ["--resize", "232", "--interpolation", "bicubic"], (224, 232, "bicubic")),
+        ("resnet18", ["--image-size", "288"], (288, None, "bilinear")),
+        ("resnet18", ["--image-size", "64", "--resize", "72"], (64, 72, "bilinear")),
+        ("vit_b_16", [], (32, None, "bilinear")),
+        ("vit_b_16", ["--image-size", "32", "--resize", "40"], (32, 40, "bilinear")),
+    ],
+)
+def test_sizes_by_option(monkeypatch, name: str, options: list[str], expected: tuple) -> None:
+    state = named(name, image_size=32)
+    (spec,) = specs_of(monkeypatch, state, ["--model", name, *options])
+    made = spec.preprocessing
+    assert (made.image_size, made.resize, made.interpolation) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resnet20", ["--image-size", "0"], "--image-size is 0; expected at least 1"),
+        ("resnet18", ["--resize", "200"], "--resize is 200; expected at least the image size, 224"),
+        ("vit_b_16", ["--image-size", "224"], "--image-size is 224; expected 32, for which a.pt"),
+    ],
+)
+def test_sizes_that_do_not_fit(
+    monkeypatch, capsys, name: str, options: list[str], message: str
+) -> None:
+    state = named(name, image_size=32)
+    monkeypatch.setattr(import_torch, "read_state_dict", lambda path: state)
+    assert main(["a.pt", "--model", name, "--output", "out", *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_a_vit_of_another_size(tmp_path: Path, monkeypatch) -> None:
+    # Its blocks are left out: they would only take time.
+    monkeypatch.setattr(ViT, "stages", ("stem", "layer1"))
+    state = write_state(tmp_path / "vit.pt", named("vit_b_16", image_size=32))
+    output = tmp_path / "vit"
+    assert main([str(state), "--model", "vit_b_16", "--output", str(output)]) == 0
+    loaded = checkpoints.load_model(output)
+    assert loaded.model.image_size == loaded.spec.preprocessing.image_size == 32
 
 
 def test_command_writes_a_checkpoint(resnet20_file: Path, tmp_path: Path, capsys) -> None:

@@ -154,7 +154,7 @@ def test_only_vit_has_arrays_that_depend_on_the_images_size(name: str, depends: 
 
 
 def test_vit_takes_images_of_one_size() -> None:
-    with pytest.raises(ValueError, match="image_size is 100; expected a multiple of 16"):
+    with pytest.raises(ValueError, match="image_size is 100; .* expects a multiple of 16"):
         models.create("vit_b_16", num_classes=2, image_size=100, rngs=nnx.Rngs(0))
     images = jax.ShapeDtypeStruct((1, 224, 208, 3), jnp.float32)
     with pytest.raises(ValueError, match="images have 224 × 208 pixels; expected 224 × 224"):
