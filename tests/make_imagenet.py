@@ -192,7 +192,7 @@ def _picture(photographs: list[Image.Image], piece: int, shake: int, side: int) 
     longer = round(side * float(rng.uniform(0.75, 1.25)))
     size = (longer, longer * 3 // 4) if rng.integers(2) else (longer * 3 // 4, longer)
     found = photograph.transform(size, Image.Transform.EXTENT, box, Image.Resampling.BILINEAR)
-    channels = found.rotate(90 * float(turn)).split()
+    channels = found.rotate(90 * float(turn), expand=True).split()
     return Image.merge("RGB", [channels[band] for band in bands])
 
 
