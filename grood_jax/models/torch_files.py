@@ -1,4 +1,4 @@
-"""PyTorch state dicts as NumPy arrays, without PyTorch and without running what they ask for."""
+"""State dicts as NumPy arrays, without PyTorch and without running what their files ask for."""
 
 import io
 import math
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from grood_jax.errors import UserError
+from grood_jax.models import safetensors_files
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
@@ -35,16 +36,24 @@ _DTYPES = {
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 """Under which of these a training program keeps the state dict, beside epochs and the like."""
 
+_PREFIXES = ("module.", "model.", "net.", "network.", "backbone.", "_orig_mod.")
+"""What is put before all names by `torch.nn.DataParallel`, by the attribute of a training program's
+module that holds the network, as in Lightning, and by `torch.compile`."""
+
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a PyTorch state dict.
+    """Reads the tensors of a state dict.
 
-    Both formats of ``torch.save`` are read, the pickle of before torch 1.6 and the zip since. Of a
-    file that wraps a state dict, only the state dict is read; entries that are no tensors are left
-    out, and the prefix ``module.`` of `torch.nn.DataParallel` is taken off.
+    Both formats of ``torch.save`` are read, the pickle of before torch 1.6 and the zip since, and
+    safetensors. Of a file that wraps a state dict, only the state dict is read; entries that are no
+    tensors are left out, and prefixes that all names have in common are taken off: ``module.`` of
+    `torch.nn.DataParallel`, ``model.``, ``net.``, ``network.`` and ``backbone.`` of training
+    programs, ``_orig_mod.`` of `torch.compile`.
 
     Args:
-      path: a file written by ``torch.save(model.state_dict(), path)``, mostly .pt, .pth or .th.
+      path: a file written by ``torch.save(model.state_dict(), path)``, mostly .pt, .pth or .th, by
+        Lightning (.ckpt), or by ``safetensors.torch.save_file`` (.safetensors). What it is is told
+        by its content.
 
     Returns:
       The arrays by name, read-only, in the file's shapes and dtypes (bfloat16 included).
@@ -54,23 +63,27 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
         a class that is no part of a state dict (none is ever imported).
 
     References:
-      The formats: torch/serialization.py, `_legacy_save` and `_save`.
+      The formats: torch/serialization.py, `_legacy_save` and `_save`; for safetensors
+      `grood_jax.models.safetensors_files`.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        read = _read_zip if content[:4] == b"PK\x03\x04" else _read_legacy
-        return _without_prefix(read(content))
-    except _Refused as error:
+        if content[:4] == b"PK\x03\x04":
+            return _without_prefixes(_read_zip(content))
+        if safetensors_files.recognizes(content):
+            return _without_prefixes(safetensors_files.arrays(content))
+        return _without_prefixes(_read_legacy(content))
+    except (_Refused, safetensors_files.Malformed) as error:
         found = str(error)
     except Exception as error:
         # Damaged pickles and zips raise whatever their readers stumble over.
         found = f"it is damaged or cut short ({type(error).__name__}: {error})"
     raise UserError(
         f"{path} is no readable PyTorch state dict: {found}; expected what "
-        "torch.save(model.state_dict(), path) writes"
+        "torch.save(model.state_dict(), path) or safetensors.torch.save_file writes"
     )
 
 
@@ -170,7 +183,9 @@ def _unpickle(content: bytes, start: int = 0) -> tuple[Any, int, dict[str, _Stor
 
 def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
     if content[:1] != b"\x80":
-        raise _Refused(f"it begins with {content[:8]!r}, neither a zip nor a pickle")
+        raise _Refused(
+            f"it begins with {content[:8]!r}, neither a zip nor a pickle nor safetensors"
+        )
     magic, position, _ = _unpickle(content)
     if magic != _MAGIC:
         raise _Refused(f"it is a pickle of a {type(magic).__name__}, not PyTorch's")
@@ -289,8 +304,9 @@ def _array(name: str, tensor: _Tensor, block: bytes | memoryview) -> np.ndarray:
     )
 
 
-def _without_prefix(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    prefix = "module."
-    if all(name.startswith(prefix) for name in arrays):
-        return {name[len(prefix) :]: array for name, array in arrays.items()}
-    return dict(arrays)
+def _without_prefixes(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    found = dict(arrays)
+    # One may stand before another.
+    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in found)), None):
+        found = {name[len(prefix) :]: array for name, array in found.items()}
+    return found

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import jax
 import numpy as np
 import pytest
+import test_safetensors_files
 import torch_reference
 from flax import nnx
 from torch_writer import write_state
@@ -431,3 +432,15 @@ def test_as_a_program_without_pytorch(resnet20_file: Path, tmp_path: Path) -> No
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") == 1
     assert checkpoints.latest_step(output) is not None
+
+
+def test_command_reads_safetensors_with_a_prefix(tmp_path: Path) -> None:
+    state = torch_reference.random_state("resnet20")
+    file = tmp_path / "resnet20.safetensors"
+    test_safetensors_files.write_state(
+        file, {f"model.{key}": array for key, array in state.items()}
+    )
+    output = tmp_path / "out"
+    assert main([str(file), "--model", "resnet20", "--output", str(output)]) == 0
+    expected = checkpoints.fingerprint(import_state_dict(state, "resnet20"))
+    assert checkpoints.load_model(output).fingerprint == expected

@@ -99,6 +99,20 @@ def test_wrapped_state_dict_among_other_entries(path: Path, form: Any, key: str)
 
 
 @both
+def test_lightnings_checkpoints(path: Path, form: Any) -> None:
+    storage = Storage("0", np.arange(4.0))
+    value = {
+        "epoch": 3,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": Ordered({"model.w": tensor(storage), "model.b": tensor(storage, 3, (), ())}),
+        "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_path": ""}},
+        "optimizer_states": [{"state": {}, "param_groups": [{"lr": 0.1}]}],
+    }
+    path.write_bytes(form(value, [storage]))
+    assert list(read_state_dict(path)) == ["w", "b"]
+
+
+@both
 def test_prefix_is_kept_unless_all_have_it(path: Path, form: Any) -> None:
     state = {"module.a": np.zeros(1), "b": np.ones(1)}
     assert list(read_state_dict(torch_format.write_state(path, state, form))) == list(state)
