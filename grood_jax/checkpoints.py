@@ -124,7 +124,18 @@ def manager(directory: Path, kept: int = KEPT) -> Iterator[Any]:
     import orbax.checkpoint as ocp
 
     with _quiet():
-        options = ocp.CheckpointManagerOptions(max_to_keep=kept, enable_async_checkpointing=False)
+        several: dict[str, Any] = {}
+        if jax.process_count() > 1:
+            # Each of several processes reads, or one writes, without waiting for the others.
+            own = jax.process_index()
+            place(directory).mkdir(parents=True, exist_ok=True)
+            several["create"] = False
+            several["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
+                primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+            )
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=kept, enable_async_checkpointing=False, **several
+        )
         with ocp.CheckpointManager(place(directory), options=options) as opened:
             yield opened
 

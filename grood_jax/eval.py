@@ -19,8 +19,10 @@ from grood_jax import (
     checks,
     command,
     detectors,
+    devices,
     harness,
     models,
+    processes,
     results,
     search,
 )
@@ -36,6 +38,7 @@ from grood_jax.errors import UserError
 from grood_jax.forward import Recall, make_anew
 from grood_jax.metrics import ood_metrics
 from grood_jax.outputs import Need, Outputs
+from grood_jax.processes import Processes
 from grood_jax.progress import tell
 from grood_jax.reading import BadImages, Reader
 from grood_jax.train import TrainConfig, default_directory
@@ -81,6 +84,11 @@ class EvalConfig:
         every tenth ID test image is for validation then, and no longer in the test set.
       cache_dir: keep the network's outputs there; the next evaluation of the same network on the
         same images runs no network.
+      distributed: evaluate in several processes that are given the same command, each of which
+        reads its share of the images; the first writes the results.
+      coordinator: HOST:PORT of the first process; found on TPU pods, Slurm and Open MPI, as are:
+      num_processes: how many there are.
+      process_id: this one's number, from 0.
     """
 
     dataset: str = "digits"
@@ -102,6 +110,10 @@ class EvalConfig:
     download: bool = False
     search: bool = False
     cache_dir: Path | None = None
+    distributed: bool = False
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -116,6 +128,9 @@ class EvalConfig:
         for name in ("limit", "workers"):
             if getattr(self, name) is not None:
                 checks.at_least(name, getattr(self, name), 1)
+        for name in ("coordinator", "num_processes", "process_id"):
+            if getattr(self, name) is not None and not self.distributed:
+                raise ValueError(f"{name} is given; expected distributed too")
 
 
 def create_candidates(
@@ -172,32 +187,58 @@ def run(
       UserError: what a user can mend: missing data, no checkpoint, a class without samples, …
       ValueError: an unknown data set or detector, or an option outside its range.
     """
+    if not config.distributed:
+        return _run(config, Processes(), report, show_progress, commandline)
+    crew = processes.start(config.coordinator, config.num_processes, config.process_id)
+    if not crew.leads:
+        report, show_progress = _say_nothing, False
+    with crew.together():
+        return _run(config, crew, report, show_progress, commandline)
+
+
+def _say_nothing(line: str) -> None:
+    del line
+
+
+def _run(
+    config: EvalConfig,
+    crew: Processes,
+    report: Callable[[str], None],
+    show_progress: bool,
+    commandline: str | None,
+) -> dict[str, Any]:
     candidates = create_candidates(config.detectors, config.search)
     every = [(word, detector) for word, tried in candidates.items() for detector in tried]
     benchmark = benchmarks.get(config.dataset)
-    data = benchmarks.open_benchmark(
-        benchmark,
-        preprocessing=preprocessing_of(config, benchmark),
-        data_dir=config.data_dir,
-        source=config.source,
-        skip_missing=config.skip_missing,
-        download=config.download,
-        validation=any(isinstance(detector.ood, Validation) for _, detector in every),
-        search=config.search,
-        full_spectrum=config.full_spectrum,
-        limit=config.limit,
-        train_share=config.train_share,
-        seed=config.seed,
+    data = crew.in_turn(
+        lambda: benchmarks.open_benchmark(
+            benchmark,
+            preprocessing=preprocessing_of(config, benchmark),
+            data_dir=config.data_dir,
+            source=config.source,
+            skip_missing=config.skip_missing,
+            download=config.download,
+            validation=any(isinstance(detector.ood, Validation) for _, detector in every),
+            search=config.search,
+            full_spectrum=config.full_spectrum,
+            limit=config.limit,
+            train_share=config.train_share,
+            seed=config.seed,
+        )
     )
     output_dir = config.output_dir or Path("results") / benchmark.name
-    results.require_directory("output_dir", output_dir)
-    if config.cache_dir is not None:
+    if crew.leads:
+        results.require_directory("output_dir", output_dir)
+    if crew.leads and config.cache_dir is not None:
         results.require_directory("cache_dir", config.cache_dir)
     for name in data.skipped:
         report(f"skipped {name}: it is missing")
-    loaded, directory = find_classifier(config, benchmark, report, show_progress)
-    backbone = Backbone.from_nnx(
-        loaded.model, cut=config.cut, input_std=loaded.spec.preprocessing.std
+    loaded, directory = crew.in_turn(
+        lambda: find_classifier(config, benchmark, report, show_progress)
+    )
+    crew.require_same("classifiers or images", _foundation(loaded, data))
+    backbone = devices.spread(
+        Backbone.from_nnx(loaded.model, cut=config.cut, input_std=loaded.spec.preprocessing.std)
     )
     read = Reader(
         loaded.spec.preprocessing,
@@ -205,8 +246,9 @@ def run(
         show_progress,
         config.workers,
         BadImages() if config.skip_bad_images else None,
+        crew,
     )
-    recall = _recall(config, loaded, data, report, read)
+    recall = crew.agreed(_recall(config, loaded, data, report, read))
 
     def outputs_of(
         images: ImageSet, needs: tuple[Need, ...], early_prototypes: Array | None
@@ -294,11 +336,12 @@ def run(
         },
         "peak_memory_bytes": results.peak_memory_bytes(),
     }
-    path = output_dir / "results.json"
-    results.write(found, path)
-    for line in read.complaints():
-        report(line)
-    report(f"results in {path}")
+    if crew.leads:
+        path = output_dir / "results.json"
+        results.write(found, path)
+        for line in read.complaints():
+            report(line)
+        report(f"results in {path}")
     return found
 
 
@@ -336,6 +379,15 @@ def _recall(
         "device": results.device(),
     }
     return OutputsCache(config.cache_dir, about, report)
+
+
+def _foundation(loaded: Loaded, data: OpenBenchmark) -> dict[str, Any]:
+    """What several processes must have in common."""
+    every = [*data.titled.values(), data.id_validation, data.validation]
+    return {
+        "classifier": loaded.fingerprint,
+        "sets": [None if images is None else [images.name, len(images)] for images in every],
+    }
 
 
 def _searched(chosen: search.Chosen) -> dict[str, Any]:
@@ -508,6 +560,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         found = run(config, report=tell, show_progress=True, commandline=words)
+        if config.distributed and jax.process_index() > 0:
+            return
         print(results.table(found))
         print(f"ID accuracy {found['id_accuracy']:.4f} ({found['data']['test']['n']} images)")
         for name, share in found["shifted_accuracy"].items():

@@ -9,21 +9,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from grood_jax import checks
 from grood_jax.backbone import Backbone
 from grood_jax.data import Batch
 from grood_jax.detectors import MixedTraining
+from grood_jax.devices import ALL, ROWS, by_rows, divided, empty_sums, everywhere, mesh_of, total
 from grood_jax.errors import UserError
 from grood_jax.grams import gram_sums
 from grood_jax.mixup import mix_with_prototypes, other_classes
 from grood_jax.outputs import Grams, Mix, Need, Outputs, Perturbed
 from grood_jax.perturbation import perturb
-from grood_jax.prototypes import ClassSums, accumulate, class_sums, means
+from grood_jax.processes import block_of, joined, joined_sums
+from grood_jax.prototypes import ClassSums, accumulate, means
 
 TrainingBatches = Callable[[np.ndarray | None], Iterable[Batch]]
-"""Batches of the training rows given, in that order; of all rows for None."""
+"""Batches of the training rows given, in that order; of all rows for None.
+
+As everywhere below, a `grood_jax.processes.Share` of them is completed by other processes.
+"""
 
 Arrays = dict[str, np.ndarray]
 Recall = Callable[[Mapping[str, Any], Iterable[str], Callable[[], Arrays]], Arrays]
@@ -82,18 +88,20 @@ def extract_labelled(
       recall: gives the arrays, or has them made.
       about: what the images are, for ``recall``.
     """
+    mesh = mesh_of(backbone)
+
+    def results() -> Iterator[tuple[Any, Bool[np.ndarray, " b"]]]:
+        early = everywhere(early_prototypes, mesh)
+        for batch in batches:
+            outputs = network_outputs(backbone, divided(batch.images, mesh), early, needs, mesh)
+            yield (outputs, batch.labels), batch.valid
 
     def make() -> Arrays:
-        outputs, labels = _gather(
-            (
-                (network_outputs(backbone, batch.images, early_prototypes, needs), batch.labels),
-                batch.valid,
-            )
-            for batch in batches
-        )
+        outputs, labels = _gather(results())
         return outputs.arrays() | {"labels": labels}
 
-    arrays = recall(about or {}, ("features", "logits", "labels", *map(str, needs)), make)
+    names = ("features", "logits", "labels", *map(str, needs))
+    arrays = recall(about or {}, names, lambda: joined(batches, make))
     return Outputs.from_arrays(arrays, needs), arrays["labels"]
 
 
@@ -147,7 +155,8 @@ def _gather(results: Iterable[tuple[Any, Bool[np.ndarray, " b"]]]) -> Any:
 
 
 def _valid_rows(tree: Any, valid: Bool[np.ndarray, " b"]) -> Any:
-    return jax.tree.map(lambda array: np.asarray(array)[valid], tree)
+    # Beyond these are rows that make the batch divisible among devices.
+    return jax.tree.map(lambda array: np.asarray(array)[: len(valid)][valid], tree)
 
 
 @dataclass(frozen=True)
@@ -205,9 +214,13 @@ class TrainingPass:
         about = {"set": "mixed training set", "rows and targets": digest, "weight": weight}
         expected = np.asarray(self.labels)[rows]
 
-        def results() -> Iterator[tuple[Any, Bool[np.ndarray, " b"]]]:
-            start = 0
-            for batch in self.train(rows):
+        mesh = mesh_of(self.backbone)
+
+        def results(batches: Iterable[Batch]) -> Iterator[tuple[Any, Bool[np.ndarray, " b"]]]:
+            early = everywhere(self.early_prototypes, mesh)
+            own = block_of(batches, len(rows))
+            start = own.start
+            for batch in batches:
                 valid = batch.valid
                 part = slice(start, start + int(valid.sum()))
                 if not np.array_equal(batch.labels[valid], expected[part]):
@@ -218,20 +231,25 @@ class TrainingPass:
                 yield (
                     run(
                         self.backbone,
-                        batch.images,
-                        self.early_prototypes,
-                        padded,
+                        divided(batch.images, mesh),
+                        early,
+                        divided(padded, mesh),
                         jnp.float32(weight),
+                        mesh,
                     ),
                     valid,
                 )
-            if start != len(rows):
+            if start != own.stop:
                 raise ValueError(
                     f"train gave other samples than the {len(rows)} rows asked for; expected "
                     "batches of just these rows, in their order"
                 )
 
-        return self.recall(about, names, lambda: _gather(results()))
+        def make() -> Arrays:
+            batches = self.train(rows)
+            return joined(batches, lambda: _gather(results(batches)))
+
+        return self.recall(about, names, make)
 
 
 def run_training_set(
@@ -257,28 +275,37 @@ def run_training_set(
     """
     labels: list[Int[np.ndarray, " b"]] = []
     sums: ClassSums | None = None
+    mesh = mesh_of(backbone)
 
-    def results() -> Iterator[tuple[Outputs, Bool[np.ndarray, " b"]]]:
+    def results(batches: Iterable[Batch]) -> Iterator[tuple[Outputs, Bool[np.ndarray, " b"]]]:
         nonlocal sums
-        for batch in train(None):
+        for batch in batches:
             if not labels:
                 hidden, logits = jax.eval_shape(_hidden_and_logits, backbone, batch.images)
                 count = logits.shape[1]
-                sums = class_sums(count, hidden.shape[1:]) if early else None
+                sums = empty_sums(count, hidden.shape[1:], mesh) if early else None
             labels.append(batch.labels[batch.valid])
             # A label that is no class would spoil the sums: say so before the pass goes on.
             checks.classes("labels of the training set", labels[-1], count, ("N",))
+            images = divided(batch.images, mesh)
             if sums is None:
-                outputs = network_outputs(backbone, batch.images, None, needs)
+                outputs = network_outputs(backbone, images, None, needs, mesh)
             else:
-                outputs, sums = _forward_and_sum(
-                    backbone, batch.images, batch.labels, batch.valid, needs, sums
-                )
+                marks = divided(batch.labels, mesh), divided(batch.valid, mesh)
+                outputs, sums = _forward_and_sum(backbone, images, *marks, needs, sums, mesh)
             yield outputs, batch.valid
 
     def make() -> Arrays:
-        arrays = _gather(results()).arrays() | {"labels": np.concatenate(labels).astype(np.int32)}
-        return arrays if sums is None else arrays | {"early": np.asarray(means(sums))}
+        batches = train(None)
+
+        def rows() -> Arrays:
+            outputs = _gather(results(batches))
+            return outputs.arrays() | {"labels": np.concatenate(labels).astype(np.int32)}
+
+        arrays = joined(batches, rows)
+        if sums is None:
+            return arrays
+        return arrays | {"early": np.asarray(means(joined_sums(batches, total(sums, mesh))))}
 
     names = ["features", "logits", "labels", *map(str, needs), *(["early"] if early else [])]
     arrays = recall({"set": "training set"}, names, make)
@@ -301,19 +328,36 @@ def _hidden_and_logits(
     return hidden, jnp.asarray(backbone.finish(hidden).logits)
 
 
-@partial(jax.jit, static_argnames="needs")
+@partial(jax.jit, static_argnames=("needs", "mesh"))
 def network_outputs(
     backbone: Backbone,
     images: Float[Array, "b ..."],
     early_prototypes: Float[Array, "c ..."] | None,
     needs: tuple[Need, ...],
+    mesh: Mesh | None = None,
 ) -> Outputs:
-    """Outputs of a batch, with what else is needed; compiled."""
-    hidden = backbone.hidden(images)
-    return _with_extra(backbone, images, hidden, early_prototypes, needs)
+    """Outputs of a batch, with what else is needed; compiled.
+
+    Args:
+      backbone: the classifier.
+      images: the batch, divided over the devices of ``mesh`` if there is one.
+      early_prototypes: what is mixed in, (C, ...), for a `Mix`.
+      needs: what to compute beside features and logits.
+      mesh: the devices over which the backbone is spread, if it is.
+    """
+
+    def run(
+        backbone: Backbone,
+        images: Float[Array, "b ..."],
+        early_prototypes: Float[Array, "c ..."] | None,
+    ) -> Outputs:
+        hidden = backbone.hidden(images)
+        return _with_extra(backbone, images, hidden, early_prototypes, needs)
+
+    return by_rows(run, mesh, (ALL, ROWS, ALL))(backbone, images, early_prototypes)
 
 
-@partial(jax.jit, static_argnames="needs", donate_argnames="sums")
+@partial(jax.jit, static_argnames=("needs", "mesh"), donate_argnames="sums")
 def _forward_and_sum(
     backbone: Backbone,
     images: Float[Array, "b ..."],
@@ -321,10 +365,21 @@ def _forward_and_sum(
     valid: Bool[Array, " b"],
     needs: tuple[Need, ...],
     sums: ClassSums,
+    mesh: Mesh | None,
 ) -> tuple[Outputs, ClassSums]:
-    hidden = backbone.hidden(images)
-    outputs = _with_extra(backbone, images, hidden, None, needs)
-    return outputs, accumulate(sums, hidden, labels, valid)
+    def run(
+        backbone: Backbone,
+        images: Float[Array, "b ..."],
+        labels: Int[Array, " b"],
+        valid: Bool[Array, " b"],
+        sums: ClassSums,
+    ) -> tuple[Outputs, ClassSums]:
+        hidden = backbone.hidden(images)
+        outputs = _with_extra(backbone, images, hidden, None, needs)
+        return outputs, accumulate(sums, hidden, labels, valid)
+
+    given = (ALL, ROWS, ROWS, ROWS, ROWS)
+    return by_rows(run, mesh, given)(backbone, images, labels, valid, sums)
 
 
 def _with_extra(
@@ -361,29 +416,44 @@ def _perturbed_logits(
     return logits_of(perturb(logits_of, images, backbone.input_std, need.temperature, need.noise))
 
 
-@jax.jit
+_MIXED = (ALL, ROWS, ALL, ROWS, ALL)
+
+
+@partial(jax.jit, static_argnames="mesh")
 def _forward_mixed(
     backbone: Backbone,
     images: Float[Array, "b ..."],
     early_prototypes: Float[Array, "c ..."],
     targets: Int[Array, " b"],
     weight: Float[Array, ""],
+    mesh: Mesh | None,
 ) -> dict[str, Array]:
-    hidden = backbone.hidden(images)
-    outputs = backbone.finish(mix_with_prototypes(hidden, early_prototypes, targets, weight))
-    return {"features": jnp.asarray(outputs.features), "logits": jnp.asarray(outputs.logits)}
+    def run(
+        backbone: Backbone, images: Array, early: Array, targets: Array, weight: Array
+    ) -> dict[str, Array]:
+        hidden = backbone.hidden(images)
+        outputs = backbone.finish(mix_with_prototypes(hidden, early, targets, weight))
+        return {"features": jnp.asarray(outputs.features), "logits": jnp.asarray(outputs.logits)}
+
+    return by_rows(run, mesh, _MIXED)(backbone, images, early_prototypes, targets, weight)
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="mesh")
 def _forward_mixed_copies(
     backbone: Backbone,
     images: Float[Array, "b ..."],
     early_prototypes: Float[Array, "c ..."],
     targets: Int[Array, "b k"],
     weight: Float[Array, ""],
+    mesh: Mesh | None,
 ) -> dict[str, Array]:
-    hidden = backbone.hidden(images)
-    return {"mixed": _mixed_features(backbone, hidden, early_prototypes, targets, weight)}
+    def run(
+        backbone: Backbone, images: Array, early: Array, targets: Array, weight: Array
+    ) -> dict[str, Array]:
+        hidden = backbone.hidden(images)
+        return {"mixed": _mixed_features(backbone, hidden, early, targets, weight)}
+
+    return by_rows(run, mesh, _MIXED)(backbone, images, early_prototypes, targets, weight)
 
 
 def _mixed_features(

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from grood_jax.backbone import Backbone
 from grood_jax.data import Batch
 from grood_jax.detectors import Detector, MixedTraining, Noise, OODSource, Training, Validation
+from grood_jax.devices import on_one
 from grood_jax.errors import UserError
 from grood_jax.forward import (
     Recall,
@@ -172,7 +173,7 @@ def prepare(
                 "model whose last layer is called `head`, or give `head` to "
                 "Backbone.from_functions"
             )
-        head = backbone.head(backbone.arrays)
+        head = on_one(backbone.head(backbone.arrays))
     named = {
         need: name
         for name, detector in reversed(detectors)

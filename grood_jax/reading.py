@@ -1,7 +1,8 @@
 """Reading sets of images as an evaluation does, with what could not be read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,9 +11,9 @@ from jaxtyping import Array
 
 from grood_jax import benchmarks
 from grood_jax.data import ArraySet, Batch, ImageSet, Preprocessing, batches, builtin
-from grood_jax.data.batching import OnUnreadable
 from grood_jax.data.sets import UnreadableImage
 from grood_jax.forward import TrainingBatches
+from grood_jax.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class BadImages:
 
 @dataclass(frozen=True)
 class Reader:
-    """Batches of sets of images, as a network takes them.
+    """Batches of sets of images, as a network takes them; of several processes, each its share.
 
     Attributes:
       preprocessing: normalisation.
@@ -36,6 +37,7 @@ class Reader:
       progress: shows bars on stderr.
       workers: threads that read; None for the default.
       bad: gathers images that cannot be read, and are left out; None where they end the run.
+      crew: the processes that read together.
     """
 
     preprocessing: Preprocessing
@@ -43,43 +45,39 @@ class Reader:
     progress: bool
     workers: int | None = None
     bad: BadImages | None = None
+    crew: Processes = Processes()
 
     def __call__(
         self, images: ImageSet, name: str, rows: np.ndarray | None = None
-    ) -> Iterator[Batch]:
+    ) -> Iterable[Batch]:
         """Batches of a set; of some rows, in their order."""
-        return batches(
-            images,
-            self.preprocessing,
-            batch_size=self.batch_size,
-            indices=rows,
-            description=name if self.progress else None,
-            workers=self.workers,
-            on_unreadable=self._note(images, rows),
-        )
+        chosen = np.arange(len(images)) if rows is None else rows
+        return self.crew.share(partial(self._own, images, name), chosen)
 
     def training(self, images: ImageSet) -> TrainingBatches:
         """Batches of a training set, and again of some of its images that could be read."""
-        known = self.bad is None
+        passed = self.bad is None
 
-        def read(rows: np.ndarray | None) -> Iterator[Batch]:
-            nonlocal known
+        def whole(name: str, rows: np.ndarray) -> Iterable[Batch]:
+            nonlocal passed
+            yield from self._own(images, name, rows)
+            passed = True
+
+        def read(rows: np.ndarray | None) -> Iterable[Batch]:
+            everything = np.arange(len(images))
             if rows is None:
-                yield from self(images, "training set")
-                known = True
-                return
-            if not known:
+                return self.crew.share(partial(whole, "training set"), everything)
+            if not passed:
                 # Where the network's outputs were recalled, no image has been read yet.
-                for _ in self(images, "looking for unreadable images"):
+                looking = partial(whole, "looking for unreadable images")
+                for _ in self.crew.share(looking, everything):
                     pass
-                known = True
-            bad = [] if self.bad is None else list(self.bad.of(images))
-            readable = np.setdiff1d(np.arange(len(images)), bad)
-            yield from self(images, "mix-up", readable[rows])
+            readable = np.setdiff1d(everything, self._bad_rows(images))
+            return self(images, "mix-up", readable[rows])
 
         return read
 
-    def noise(self, count: int, key: Array) -> Iterator[Batch]:
+    def noise(self, count: int, key: Array) -> Iterable[Batch]:
         """Batches of blurred noise."""
         seed = int(jax.random.bits(key))
         size, channels = self.preprocessing.image_size, self.preprocessing.channels
@@ -96,7 +94,7 @@ class Reader:
         """A set's source, size and fingerprint, for the results."""
         found = self.identity(images)
         known = {"source": images.source, "n": len(images), "fingerprint": found["checksum"]}
-        return known if self.bad is None else known | {"unreadable": len(self.bad.of(images))}
+        return known if self.bad is None else known | {"unreadable": len(self._bad_rows(images))}
 
     def complaints(self) -> list[str]:
         """What was left out, in lines."""
@@ -108,12 +106,25 @@ class Reader:
             if rows
         ]
 
-    def _note(self, images: ImageSet, rows: np.ndarray | None) -> OnUnreadable | None:
-        if self.bad is None:
-            return None
-        found = self.bad.of(images)
+    def _bad_rows(self, images: ImageSet) -> np.ndarray:
+        """Rows that could not be read, in any process; all must ask at the same time."""
+        own = [] if self.bad is None else sorted(self.bad.of(images))
+        return np.unique(self.crew.gathered(np.array(own, np.int32)))
+
+    def _own(self, images: ImageSet, name: str, rows: np.ndarray) -> Iterable[Batch]:
+        """This process's batches."""
+        found = None if self.bad is None else self.bad.of(images)
 
         def note(place: int, error: UnreadableImage) -> None:
-            found[place if rows is None else int(rows[place])] = str(error)
+            assert found is not None
+            found[int(rows[place])] = str(error)
 
-        return note
+        return batches(
+            images,
+            self.preprocessing,
+            batch_size=self.batch_size,
+            indices=rows,
+            description=name if self.progress else None,
+            workers=self.workers,
+            on_unreadable=None if found is None else note,
+        )

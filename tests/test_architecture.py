@@ -47,6 +47,7 @@ LAYERS: tuple[dict[str, tuple[str, ...]], ...] = (
         "detectors": ("detectors", "detectors.*"),
         "data": ("data", "data.*"),
     },
+    {"devices": ("devices",), "processes": ("processes",)},
     {"forward passes": ("forward",)},
     {
         "benchmarks": ("benchmarks", "benchmarks.*"),
