@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import SingleDeviceSharding
 
 from grood_jax import models
 from grood_jax.data import Preprocessing
@@ -167,9 +168,14 @@ def save(
         "fingerprint": fingerprint(model),
         "arrays": _layout(arrays_of(model)),
     }
-    items = {"model": ocp.args.StandardSave(arrays_of(model)), "about": ocp.args.JsonSave(about)}
+    # Among several processes orbax takes no JAX arrays of one of them.
+    stored = (lambda array: array) if jax.process_count() == 1 else np.asarray
+    items = {
+        "model": ocp.args.StandardSave(jax.tree.map(stored, arrays_of(model))),
+        "about": ocp.args.JsonSave(about),
+    }
     if optimizer is not None:
-        items["optimizer"] = ocp.args.StandardSave(optimizer)
+        items["optimizer"] = ocp.args.StandardSave(jax.tree.map(stored, optimizer))
     checkpoints.save(step, args=ocp.args.Composite(**items))
 
 
@@ -296,6 +302,10 @@ def restore(checkpoints: Any, directory: Path, step: int, item: str, like: Any =
     """
     import orbax.checkpoint as ocp
 
+    if like is not None and jax.process_count() > 1:
+        # They were saved from the first process's devices, which others do not have.
+        own = SingleDeviceSharding(jax.local_devices()[0])
+        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=own), like)
     wanted = ocp.args.JsonRestore() if like is None else ocp.args.StandardRestore(like)
     try:
         with _abandoned_reads():

@@ -1,0 +1,83 @@
+"""One of the two processes of `test_processes`: ``distributed_process.py NUMBER PORT FOLDER``.
+
+Evaluates digits with the words in ``FOLDER/words.json``, twice: the second time from the cache,
+which only the first process has. Then again, with a disk that fails the second process. Writes
+which rows it read, exit statuses, and what exchanges by themselves gave, to ``FOLDER/NUMBER.json``.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from grood_jax import eval, forward, processes
+from grood_jax.backbone import Backbone
+from grood_jax.data import ArraySet, Preprocessing, batches
+
+number, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+jax.config.update("jax_num_cpu_devices", 2)
+words = [*json.loads((folder / "words.json").read_text()), "--distributed"]
+words += ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--process-id", str(number)]
+read, rows = ArraySet.read, []
+fails = False
+
+
+def recorded(self, indices):
+    if fails and number == 1:
+        raise OSError("the disk is gone")
+    rows.append([self.name, np.asarray(indices).tolist()])
+    return read(self, indices)
+
+
+ArraySet.read = recorded
+
+
+def evaluate(name, *more):
+    rows.clear()
+    code = eval.main([*words, "--output-dir", str(folder / name), *more])
+    return {"code": code, "read": rows[:]}
+
+
+# Where each process writes would be seen.
+cache = ("--cache-dir", str(folder / f"cache{number}"))
+found = {"made": evaluate("made", *cache), "held": evaluate("held", *cache)}
+fails = True
+found["failed"] = evaluate("failed")
+fails = False
+
+# Rows that are left out in one process only, and exchanged in many small blocks.
+processes.BLOCK_BYTES = 200
+crew = processes.start()
+pixels = np.arange(11 * 4, dtype=np.uint8).reshape(11, 2, 2, 1)
+images = ArraySet("few", "here", pixels, (np.arange(11) % 3).astype(np.int32))
+preprocessing = Preprocessing(2, 1, (0.0,), (1.0,))
+backbone = Backbone.from_functions(
+    {"head": np.eye(4, 3, dtype=np.float32)},
+    lambda arrays, x: x.reshape(-1, 4),
+    lambda arrays, hidden: (hidden, hidden @ arrays["head"]),
+)
+
+
+def share(wanted):
+    def some(own):
+        for batch in batches(
+            images, Preprocessing(2, 1, (0.0,), (1.0,)), batch_size=4, indices=own
+        ):
+            batch.valid[1] &= number == 1
+            yield batch
+
+    return crew.share(some, np.arange(11) if wanted is None else wanted)
+
+
+with crew.together():
+    seen = forward.run_training_set(backbone, share, early=True)
+    few, labels = forward.extract_labelled(backbone, share(np.array([5])))
+found["few"] = {
+    "features": np.asarray(seen.outputs.features).tolist(),
+    "labels": np.asarray(seen.labels).tolist(),
+    "early": np.asarray(seen.early_prototypes).tolist(),
+    "one row": [few.features.tolist(), labels.tolist()],
+}
+(folder / f"{number}.json").write_text(json.dumps(found))

@@ -1,0 +1,160 @@
+"""Evaluation in two processes: each reads its share, and the figures are those of one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from grood_jax import benchmarks, eval, processes
+from grood_jax.data import batches
+from grood_jax.eval import EvalConfig
+from grood_jax.forward import make_anew
+from grood_jax.processes import Processes
+
+LIMIT = 61
+DETECTORS = ("grood:interpolate=true,interpolate_classes=1", "react")
+
+
+@pytest.mark.parametrize("count, total", [(1, 5), (2, 61), (3, 10), (4, 3), (7, 0)])
+def test_shares_are_all_rows_and_no_row_twice(count, total):
+    rows = np.random.default_rng(0).permutation(total)
+    blocks = [processes.Share(list, rows, index, count).block for index in range(count)]
+    np.testing.assert_array_equal(np.concatenate([rows[block] for block in blocks]), rows)
+    assert max(b.stop - b.start for b in blocks) - min(b.stop - b.start for b in blocks) <= 1
+
+
+def test_a_process_without_rows_has_an_empty_batch():
+    data = benchmarks.open_benchmark(benchmarks.get("digits"), limit=2)
+    preprocessing = benchmarks.get("digits").preprocessing
+
+    def read(rows):
+        return batches(data.test, preprocessing, batch_size=8, indices=rows)
+
+    first, middle, last = (Processes(i, 3).share(read, np.arange(2)) for i in range(3))
+    assert [int(batch.valid.sum()) for part in (first, middle, last) for batch in part] == [0, 1, 1]
+    assert [len(list(part)) for part in (first, middle, last)] == [1, 1, 1]
+
+
+def test_one_process_alone_is_left_alone():
+    alone = Processes()
+    made = []
+    assert alone.leads and alone.share(lambda rows: made, np.arange(3)) is made
+    assert alone.agreed(make_anew) is make_anew
+    assert alone.in_turn(lambda: 3) == 3
+    alone.require_same("anything", 1)
+    with pytest.raises(OSError, match="as it is"), alone.together():
+        raise OSError("as it is")
+
+
+def test_flags_that_need_another(capsys):
+    with pytest.raises(ValueError, match="process_id is given; expected distributed too"):
+        EvalConfig(process_id=1)
+    with pytest.raises(SystemExit):
+        eval.main(["--coordinator", "127.0.0.1:1"])
+    assert "coordinator is given; expected distributed too" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def ran(digits, tmp_path_factory):
+    """Where two processes have evaluated, what they found, and what they said."""
+    folder = tmp_path_factory.mktemp("processes")
+    words = ["--detectors", *DETECTORS, "--limit", str(LIMIT)]
+    words += ["--checkpoint", str(digits[0] / "checkpoints" / "digits-small-seed0")]
+    (folder / "words.json").write_text(json.dumps(words))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = Path(__file__).with_name("distributed_process.py")
+    root = str(Path(eval.__file__).parent.parent)
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+    started = []
+    try:
+        for number in (0, 1):
+            command = [sys.executable, program, str(number), str(port), folder]
+            with (folder / f"{number}.log").open("w") as log:
+                started.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
+        codes = [process.wait(timeout=300) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+        said = [(folder / f"{number}.log").read_text() for number in range(len(started))]
+        print(*said)
+    assert codes == [0, 0]
+    return folder, [json.loads((folder / f"{n}.json").read_text()) for n in (0, 1)], said
+
+
+def results(folder):
+    found = json.loads((folder / "results.json").read_text())
+    for detector in found["detectors"].values():
+        del detector["fit_seconds"], detector["score_seconds_per_image"]
+    for name in ("command", "device", "peak_memory_bytes"):
+        del found[name]
+    return found
+
+
+def test_results_are_those_of_one_process(ran, tmp_path):
+    folder, found, said = ran
+    assert [part["made"]["code"] for part in found] == [0, 0]
+    words = json.loads((folder / "words.json").read_text())
+    assert eval.main([*words, "--output-dir", str(tmp_path)]) == 0
+    assert results(folder / "made") == results(tmp_path)
+    # Only the first reports, writes and keeps outputs.
+    assert "ID accuracy" in said[0] and "ID accuracy" not in said[1]
+    assert list((folder / "cache0").glob("*.npz")) and not (folder / "cache1").exists()
+
+
+def read_in_passes(part):
+    """What a process has read, but for the few images by which a set is told from others."""
+    return [(name, rows) for name, rows in part["read"] if len(rows) > benchmarks.SAMPLED]
+
+
+def test_each_process_reads_its_share(ran):
+    first, second = (read_in_passes(part["made"]) for part in ran[1])
+    unions = []
+    for (name, rows), (other, others) in zip(first, second, strict=True):
+        assert name == other and not set(rows) & set(others)
+        assert abs(len(rows) - len(others)) <= 1
+        unions.append((name, len(set(rows) | set(others))))
+    # The training set twice, once mixed; then what is in the bank, mixed; and four test sets.
+    sets = ["digits", "digits_8_9", "photographs", "uniform_noise"]
+    assert [name for name, _ in unions] == ["digits", "digits", *sets[:1], *sets]
+    # The bank has those that are classified correctly.
+    assert {count for _, count in unions[:2] + unions[3:]} == {LIMIT} and unions[2][1] > LIMIT / 2
+
+
+def test_outputs_that_one_process_has_kept_are_all_processes(ran):
+    folder, found, _ = ran
+    assert [part["held"]["code"] for part in found] == [0, 0]
+    assert results(folder / "held") == results(folder / "made")
+    assert [read_in_passes(part["held"]) for part in found] == [[], []]
+
+
+def test_where_one_process_fails_all_do(ran):
+    folder, found, said = ran
+    assert [part["failed"]["code"] for part in found] == [1, 1]
+    assert "error: process 1 failed; what it said tells why" in said[0]
+    assert "error: the disk is gone" in said[1]
+    assert "Traceback" not in said[0] + said[1]
+    assert not (folder / "failed" / "results.json").exists()
+
+
+def test_rows_left_out_in_one_process_only(ran):
+    # Of blocks 0–4 and 5–10, in batches of four, the first process's leave out 1.
+    rows = np.array([0, 2, 3, 4, *range(5, 11)])
+    pixels = np.arange(11 * 4).reshape(11, 4) / 255
+    for part in ran[1]:
+        few = part["few"]
+        assert few["labels"] == (rows % 3).tolist()
+        np.testing.assert_allclose(few["features"], pixels[rows], rtol=1e-6)
+        expected = [pixels[rows[rows % 3 == c]].mean(axis=0) for c in range(3)]
+        np.testing.assert_allclose(few["early"], expected, rtol=1e-6)
+        features, labels = few["one row"]
+        np.testing.assert_allclose(features, pixels[[5]], rtol=1e-6)
+        assert labels == [2]
