@@ -115,7 +115,7 @@ def measure(config: BenchmarkConfig, images: ImageSet, preprocessing: Preprocess
         for workers, once in runs.items():
             rates[workers].append(once())
     found = {
-        f"{workers} threads": {
+        f"{workers} threads" if workers > 1 else "1 thread": {
             "images_per_second": statistics.median(those),
             "slowest": min(those),
             "fastest": max(those),

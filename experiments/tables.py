@@ -219,6 +219,18 @@ def serving_markdown(results: dict[str, Any]) -> str:
     )
 
 
+def loader_markdown(results: dict[str, Any]) -> str:
+    """Images a second without a network, one row a source."""
+    threads = list(next(iter(results["loader"].values()))["by_threads"])
+    rows = [
+        [name, str(found["images"])]
+        + [f"{found['by_threads'][number]['images_per_second']:.0f}" for number in threads]
+        for name, found in results["loader"].items()
+    ]
+    header = ["source", "images", *(f"{number}, images/s" for number in threads)]
+    return _table("Reading, decoding, resizing, normalising", results, header, rows)
+
+
 GROWN = ("dtype", "axes", "build, s", "µs a query", "largest error")
 
 MAKERS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -230,6 +242,7 @@ MAKERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "gradients": gradients_markdown,
     "peers": peers_markdown,
     "load": serving_markdown,
+    "loader": loader_markdown,
 }
 """Tables by the entry of a results file that they show."""
 
