@@ -231,6 +231,25 @@ def loader_markdown(results: dict[str, Any]) -> str:
     return _table("Reading, decoding, resizing, normalising", results, header, rows)
 
 
+def parity_markdown(results: dict[str, Any]) -> str:
+    """Largest differences from PyTorch's numbers, beside the largest numbers themselves."""
+    rows = [
+        [
+            name,
+            found["of"],
+            str(found["image_size"]),
+            *(
+                f"{found[f'{what}_difference']:.0e} of {found[f'{what}_largest']:.1f}"
+                for what in ("features", "logits")
+            ),
+        ]
+        for name, found in results["parity"].items()
+    ]
+    header = ["network", "PyTorch's by", "image size", "features differ by", "logits differ by"]
+    about = f"Networks beside PyTorch {results['versions']['torch']} on two photographs"
+    return _table(about, results, header, rows)
+
+
 GROWN = ("dtype", "axes", "build, s", "µs a query", "largest error")
 
 MAKERS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -243,6 +262,7 @@ MAKERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "peers": peers_markdown,
     "load": serving_markdown,
     "loader": loader_markdown,
+    "parity": parity_markdown,
 }
 """Tables by the entry of a results file that they show."""
 
