@@ -252,7 +252,10 @@ def start(
             jax.distributed.initialize(coordinator, num_processes, process_id)
         except (RuntimeError, ValueError) as error:
             line = (str(error).strip() or repr(error)).splitlines()[0]
-            raise UserError(f"the processes cannot be brought together: {line}") from error
+            raise UserError(
+                f"the processes cannot be brought together: {line} (--coordinator HOST:PORT, "
+                "--num-processes N and --process-id I name them)"
+            ) from error
     return Processes(jax.process_index(), jax.process_count())
 
 

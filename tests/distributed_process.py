@@ -1,8 +1,9 @@
 """One of the two processes of `test_processes`: ``distributed_process.py NUMBER PORT FOLDER``.
 
 Evaluates digits with the words in ``FOLDER/words.json``, twice: the second time from the cache,
-which only the first process has. Then again, with a disk that fails the second process. Writes
-which rows it read, exit statuses, and what exchanges by themselves gave, to ``FOLDER/NUMBER.json``.
+which only the first process has. Then again, with a disk that fails the second process. Exchanges
+outputs by themselves, and a classifier. Writes which rows it read, exit statuses, and what it was
+given, to ``FOLDER/NUMBER.json``.
 """
 
 import json
@@ -12,9 +13,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from grood_jax import eval, forward, processes
+from grood_jax import checkpoints, eval, forward, processes
 from grood_jax.backbone import Backbone
 from grood_jax.data import ArraySet, Preprocessing, batches
+from grood_jax.errors import UserError
 
 number, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 jax.config.update("jax_num_cpu_devices", 2)
@@ -80,4 +82,19 @@ found["few"] = {
     "early": np.asarray(seen.early_prototypes).tolist(),
     "one row": [few.features.tolist(), labels.tolist()],
 }
+
+
+def saved():
+    first = checkpoints.load_model(Path(words[words.index("--checkpoint") + 1]))
+    if number == 0:
+        checkpoints.save_model(folder / "saved", first.model, first.spec)
+    return first.fingerprint == checkpoints.load_model(folder / "saved").fingerprint
+
+
+found["saved"] = crew.in_turn(saved)
+try:
+    with crew.together():
+        crew.require_same("numbers", number)
+except UserError as error:
+    found["refusal"] = str(error)
 (folder / f"{number}.json").write_text(json.dumps(found))

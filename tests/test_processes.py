@@ -158,3 +158,12 @@ def test_rows_left_out_in_one_process_only(ran):
         features, labels = few["one row"]
         np.testing.assert_allclose(features, pixels[[5]], rtol=1e-6)
         assert labels == [2]
+
+
+def test_what_the_first_process_saves_others_load(ran):
+    assert [part["saved"] for part in ran[1]] == [True, True]
+
+
+def test_processes_that_found_different_things_are_refused(ran):
+    for part in ran[1]:
+        assert part["refusal"].startswith("processes 0 and 1 have found different numbers; give")
