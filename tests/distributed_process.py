@@ -13,27 +13,32 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from grood_jax import checkpoints, eval, forward, processes
+from grood_jax import checkpoints, eval, forward, processes, reading
 from grood_jax.backbone import Backbone
 from grood_jax.data import ArraySet, Preprocessing, batches
+from grood_jax.data.sets import UnreadableImage
 from grood_jax.errors import UserError
 
 number, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 jax.config.update("jax_num_cpu_devices", 2)
 words = [*json.loads((folder / "words.json").read_text()), "--distributed"]
 words += ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--process-id", str(number)]
-read, rows = ArraySet.read, []
+read, passes, rows = ArraySet.read, reading.batches, []
 fails = False
 
 
-def recorded(self, indices):
+def failing(self, indices):
     if fails and number == 1:
         raise OSError("the disk is gone")
-    rows.append([self.name, np.asarray(indices).tolist()])
     return read(self, indices)
 
 
-ArraySet.read = recorded
+def recorded(images, *arguments, indices, **options):
+    rows.append([images.name, np.asarray(indices).tolist()])
+    return passes(images, *arguments, indices=indices, **options)
+
+
+ArraySet.read, reading.batches = failing, recorded
 
 
 def evaluate(name, *more):
@@ -76,6 +81,29 @@ def share(wanted):
 with crew.together():
     seen = forward.run_training_set(backbone, share, early=True)
     few, labels = forward.extract_labelled(backbone, share(np.array([5])))
+
+
+class Holed(ArraySet):
+    """Images of which each process meets one that cannot be read."""
+
+    def read(self, indices):
+        for row in set(np.asarray(indices).tolist()) & {2, 7}:
+            raise UnreadableImage(f"image {row} is no image")
+        return read(self, indices)
+
+
+holed = Holed("holed", "here", pixels, images.labels)
+reader = reading.Reader(preprocessing, 4, False, bad=reading.BadImages(), crew=crew)
+train = reader.training(holed)
+with crew.together():
+    left = forward.run_training_set(backbone, train, early=False)
+    again = train(np.arange(9)).rows
+    counted = reader.described(holed)["unreadable"]
+found["holed"] = {
+    "features": np.asarray(left.outputs.features).tolist(),
+    "rows": again.tolist(),
+    "unreadable": counted,
+}
 found["few"] = {
     "features": np.asarray(seen.outputs.features).tolist(),
     "labels": np.asarray(seen.labels).tolist(),

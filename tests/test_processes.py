@@ -110,13 +110,8 @@ def test_results_are_those_of_one_process(ran, tmp_path):
     assert list((folder / "cache0").glob("*.npz")) and not (folder / "cache1").exists()
 
 
-def read_in_passes(part):
-    """What a process has read, but for the few images by which a set is told from others."""
-    return [(name, rows) for name, rows in part["read"] if len(rows) > benchmarks.SAMPLED]
-
-
 def test_each_process_reads_its_share(ran):
-    first, second = (read_in_passes(part["made"]) for part in ran[1])
+    first, second = (part["made"]["read"] for part in ran[1])
     unions = []
     for (name, rows), (other, others) in zip(first, second, strict=True):
         assert name == other and not set(rows) & set(others)
@@ -133,7 +128,7 @@ def test_outputs_that_one_process_has_kept_are_all_processes(ran):
     folder, found, _ = ran
     assert [part["held"]["code"] for part in found] == [0, 0]
     assert results(folder / "held") == results(folder / "made")
-    assert [read_in_passes(part["held"]) for part in found] == [[], []]
+    assert [part["held"]["read"] for part in found] == [[], []]
 
 
 def test_where_one_process_fails_all_do(ran):
@@ -143,6 +138,15 @@ def test_where_one_process_fails_all_do(ran):
     assert "error: the disk is gone" in said[1]
     assert "Traceback" not in said[0] + said[1]
     assert not (folder / "failed" / "results.json").exists()
+
+
+def test_unreadable_images_are_known_to_all(ran):
+    readable = [0, 1, 3, 4, 5, 6, 8, 9, 10]
+    pixels = np.arange(44).reshape(11, 4)[readable] / 255
+    for part in ran[1]:
+        assert part["holed"]["rows"] == readable
+        assert part["holed"]["unreadable"] == 2
+        np.testing.assert_allclose(part["holed"]["features"], pixels, rtol=1e-5)
 
 
 def test_rows_left_out_in_one_process_only(ran):
