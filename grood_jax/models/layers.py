@@ -7,6 +7,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from grood_jax.models.convolution import convolve
+
 KAIMING = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 """He et al., arXiv 1502.01852, by the outputs."""
 
@@ -49,6 +51,7 @@ def conv(
         feature_group_count=groups,
         use_bias=bias,
         kernel_init=kernel_init,
+        conv_general_dilated=convolve,
         rngs=rngs,
     )
 

@@ -1,0 +1,177 @@
+"""Convolutions in the form that XLA's CPU backend computes fastest."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float
+
+FEWEST_CHANNELS = 16
+"""Below this many input channels in a group the plain form is the fastest; and XLA itself takes
+Eigen where neither input nor output has more."""
+
+_Images = Float[Array, "b h w c"]
+_Kernel = Float[Array, "i j _ k"]
+_Found = Float[Array, "b _ _ k"]
+_Form = Callable[[Array, Array], Array]
+_NHWC = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
+
+
+def convolve(
+    images: Float[Array, "..."],
+    kernel: Float[Array, "..."],
+    strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    *,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    **options: Any,
+) -> Float[Array, "..."]:
+    """`jax.lax.conv_general_dilated`, for ``nnx.Conv(..., conv_general_dilated=convolve)``.
+
+    On CPUs, float32 convolutions of images (B, H, W, C) without dilation take other forms, which
+    sum the same products (experiments/benchmark_models.py has the times):
+
+    * A window of one pixel is a matrix product.
+    * A window over each channel by itself is a sum over the window's places: XLA has no library
+      for it.
+    * Other windows are stated with rows dilated by two, in images and kernel alike, and with twice
+      the stride. XLA gives what is so stated to Eigen, and else to YNNPACK, which takes longer
+      (`IsConvolutionOpSupportedByYnn` in xla/backends/cpu/ynn_support.cc).
+
+    All else, and all on other devices, is computed as it is stated. Derivatives are everywhere
+    those of the plain form.
+
+    Args:
+      images: one array of images, as `jax.lax.conv_general_dilated` takes it.
+      kernel: likewise.
+      strides: between windows.
+      padding: on each side, or by name.
+      lhs_dilation: of the images.
+      rhs_dilation: of the kernel.
+      dimension_numbers: the layouts.
+      feature_group_count: groups of channels.
+      options: all others of `jax.lax.conv_general_dilated`.
+    """
+
+    def plain(images: Array, kernel: Array) -> Array:
+        return lax.conv_general_dilated(
+            images,
+            kernel,
+            strides,
+            padding,
+            lhs_dilation=lhs_dilation,
+            rhs_dilation=rhs_dilation,
+            dimension_numbers=dimension_numbers,
+            feature_group_count=feature_group_count,
+            **options,
+        )
+
+    if (
+        images.ndim != 4
+        or not images.dtype == kernel.dtype == jnp.float32
+        or lax.conv_dimension_numbers(images.shape, kernel.shape, dimension_numbers) != _NHWC
+        or any(by != 1 for by in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+        or any(option is not None for option in options.values())
+    ):
+        return plain(images, kernel)
+    sides = (
+        lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], strides, padding)
+        if isinstance(padding, str)
+        else padding
+    )
+    quick = _cpu_form(images.shape[3], kernel.shape, strides, sides, feature_group_count)
+    if quick is None:
+        return plain(images, kernel)
+
+    @jax.custom_jvp
+    def run(images: _Images, kernel: _Kernel) -> _Found:
+        return lax.platform_dependent(images, kernel, cpu=quick, default=plain)
+
+    @partial(run.defjvp, symbolic_zeros=True)
+    def _(primals: Any, tangents: Any) -> Any:
+        (images, kernel), (moved_images, moved_kernel) = primals, tangents
+        found = run(images, kernel)
+        parts = [jnp.zeros_like(found)]
+        if not isinstance(moved_images, SymbolicZero):
+            parts.append(plain(moved_images, kernel))
+        if not isinstance(moved_kernel, SymbolicZero):
+            parts.append(plain(images, moved_kernel))
+        return found, sum(parts[2:], parts[1]) if len(parts) > 1 else parts[0]
+
+    return run(images, kernel)
+
+
+def _cpu_form(
+    channels: int,
+    kernel_shape: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    groups: int,
+) -> _Form | None:
+    """How a CPU computes it; None for the plain form."""
+    *size, inputs, outputs = kernel_shape
+    if groups == 1 and math.prod(size) == 1 and not any(map(any, padding)):
+        return partial(_product, strides=strides)
+    if inputs == 1 and groups == channels == outputs and min(map(min, padding)) >= 0:
+        return partial(_by_places, strides=strides, padding=padding)
+    if inputs >= FEWEST_CHANNELS and max(channels, outputs) > FEWEST_CHANNELS:
+        return partial(_by_eigen, strides=strides, padding=padding, groups=groups)
+    return None
+
+
+def _product(images: _Images, kernel: _Kernel, *, strides: Sequence[int]) -> _Found:
+    return jnp.einsum("bhwc,ck->bhwk", images[:, :: strides[0], :: strides[1]], kernel[0, 0])
+
+
+def _by_places(
+    images: _Images,
+    kernel: _Kernel,
+    *,
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+) -> _Found:
+    padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+    # Else every place would pad for itself.
+    padded = lax.optimization_barrier(padded)
+    rows, columns = (
+        (padded.shape[axis + 1] - kernel.shape[axis]) // strides[axis] + 1 for axis in range(2)
+    )
+    found = jnp.zeros((images.shape[0], rows, columns, images.shape[3]), images.dtype)
+    for i in range(kernel.shape[0]):
+        for j in range(kernel.shape[1]):
+            picked = padded[
+                :,
+                i : i + (rows - 1) * strides[0] + 1 : strides[0],
+                j : j + (columns - 1) * strides[1] + 1 : strides[1],
+            ]
+            found += picked * kernel[i, j].reshape(1, 1, 1, -1)
+    return found
+
+
+def _by_eigen(
+    images: _Images,
+    kernel: _Kernel,
+    *,
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    groups: int,
+) -> _Found:
+    (top, bottom), columns = padding
+    return lax.conv_general_dilated(
+        images,
+        kernel,
+        (2 * strides[0], strides[1]),
+        ((2 * top, 2 * bottom), columns),
+        lhs_dilation=(2, 1),
+        rhs_dilation=(2, 1),
+        dimension_numbers=_NHWC,
+        feature_group_count=groups,
+    )
