@@ -250,6 +250,56 @@ def parity_markdown(results: dict[str, Any]) -> str:
     return _table(about, results, header, rows)
 
 
+IMAGENET_TRAIN, IMAGENET_MIXED = 1_281_167, 10_000
+IMAGENET_TEST, IMAGENET_OOD = 45_000, 86_000
+"""Images of OpenOOD v1.5's imagenet1k; those of the five OOD sets are about as many."""
+
+
+def plan_markdown(
+    loader: dict[str, Any], models: dict[str, Any], search: dict[str, Any], network: str
+) -> str:
+    """How long imagenet1k takes, stage by stage, worked out from measured rates."""
+    (read,) = (row for name, row in loader["loader"].items() if "JPEG" in name)
+    reading = max(rate["images_per_second"] for rate in read["by_threads"].values())
+    forward = max(
+        row["images_per_second"]["grood-jax"]["median"]
+        for row in models["forward_passes"]
+        if row["model"] == network
+    )
+    bank = search["imagenet"]["like gradients"]
+    tested = IMAGENET_TEST + IMAGENET_OOD
+    passes = {
+        "training set, once": IMAGENET_TRAIN,
+        "samples that are mixed": IMAGENET_MIXED,
+        "test sets": tested,
+    }
+    rows = [
+        [stage, f"{images:,}", _time(images / reading), _time(images / forward)]
+        for stage, images in passes.items()
+    ]
+    scoring = tested * bank["microseconds_per_query"] / 1e6
+    rows.insert(2, ["bank of all training gradients", f"{IMAGENET_TRAIN:,}", "", ""])
+    rows[2][3] = _time(bank["build_seconds"])
+    rows.append(["search in it", f"{tested:,}", "", _time(scoring)])
+    rates = f"{reading:.0f} images/s read, {forward:.0f} in forward passes"
+    header = ["stage", "images", "reading", "computing"]
+    return "\n".join(
+        [
+            f"imagenet1k with {network}: {rates}; {models['device']}",
+            "",
+            "| " + " | ".join(header) + " |",
+            "|" + " --- |" * len(header),
+            *("| " + " | ".join(row) + " |" for row in rows),
+        ]
+    )
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 GROWN = ("dtype", "axes", "build, s", "µs a query", "largest error")
 
 MAKERS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -303,8 +353,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--summary", action="store_true", help="one table of all evaluations")
+    parser.add_argument("--plan", help="time for imagenet1k with this network, of three files")
     given = parser.parse_args()
     every = [json.loads(path.read_text()) for path in given.results]
+    if given.plan:
+        print(plan_markdown(*every, network=given.plan))
+        return
     if given.summary:
         print(summary_markdown(every))
         return
