@@ -7,6 +7,7 @@ in float32 is not.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -67,14 +68,20 @@ def _accumulate(
       valid: which rows count; all by default.
     """
     seen = jnp.ones(labels.shape, bool) if valid is None else valid
+    replaced = partial(jax.lax.dynamic_update_index_in_dim, axis=0)
 
     def add(carry: ClassSums, row: tuple[Array, Array, Array]) -> tuple[ClassSums, None]:
         value, label, counts = row
         value = jnp.where(counts, value, 0.0)
-        high, error = _two_sum(carry.high[label], value)
+        _, error = _two_sum(carry.high[label], value)
+        low = replaced(carry.low, carry.low[label] + error, label)
+        # Never true, but it has the compiler read the old sum before it writes the new one in its
+        # place: else it copies the sums of all classes for each row.
+        first = low[label].ravel()[0]
+        again = jnp.where((first != first) & (first == 0), label + 1, label)
         return ClassSums(
-            high=carry.high.at[label].set(high),
-            low=carry.low.at[label].add(error),
+            high=replaced(carry.high, carry.high[again] + value, again),
+            low=low,
             counts=carry.counts.at[label].add(counts.astype(jnp.int32)),
         ), None
 
