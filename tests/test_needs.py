@@ -16,6 +16,7 @@ from grood_jax.data import ArraySet, Preprocessing, batches
 from grood_jax.detectors import create, gram, msp, names, odin, rebuild
 from grood_jax.errors import UserError
 from grood_jax.grams import gram_sums
+from grood_jax.models import vit
 from grood_jax.outputs import Grams, Outputs, Perturbed
 from grood_jax.perturbation import perturb
 from grood_jax.structures import put_together, take_apart
@@ -140,6 +141,39 @@ def test_all_detectors_share_one_pass_over_each_set(key):
         np.testing.assert_array_equal(harness.score(again, state, outputs), scores)
     jax.effects_barrier()
     assert len(runs) == 2 * 3
+
+
+def test_detectors_that_look_into_the_network_take_tokens(key, monkeypatch):
+    for name, value in {"PATCH": 4, "WIDTH": 16, "HEADS": 2, "HIDDEN": 32}.items():
+        monkeypatch.setattr(vit, name, value)
+    monkeypatch.setattr(vit.ViT, "stages", ("stem", "layer1", "layer2"))
+    model = models.create(
+        "vit_b_16", num_classes=CLASSES, channels=1, image_size=8, rngs=nnx.Rngs(0)
+    )
+    data = image_set(160)
+    images = jnp.asarray(PREPROCESSING.normalize(data.images))
+    # With the bias that centres the logits, fresh weights know all classes.
+    model.head.bias[...] = -model(images).mean(axis=0)
+    backbone = Backbone.from_nnx(model, cut="layer1", input_std=PREPROCESSING.std)
+    assert backbone.hidden(images).shape == (160, 5, 16)
+    labels = np.asarray(backbone(images).logits).argmax(axis=1)
+    data = replace(data, labels=labels.astype(np.int32))
+
+    def read(images, rows=None):
+        return batches(images, PREPROCESSING, batch_size=160, indices=rows)
+
+    # The others see only features and logits.
+    every = {name: create(name) for name in ("grood", "gram", "odin")}
+    fitted = harness.fit_detectors(backbone, lambda rows: read(data, rows), every, key=key)
+    outputs = harness.extract(
+        backbone,
+        read(image_set(160, 1)),
+        needs=fitted.needs,
+        early_prototypes=fitted.early_prototypes,
+    )
+    for name, found in fitted.detectors.items():
+        scores = harness.score(found.detector, found.state, outputs)
+        assert np.isfinite(scores).all() and np.ptp(scores) > 0, name
 
 
 def test_middle_layers_cost_no_second_pass():

@@ -33,8 +33,9 @@ class Tokens(nnx.Module):
                 f"the images have {x.shape[1]} × {x.shape[2]} pixels; expected "
                 f"{self.image_size} × {self.image_size}, which the network has positions for"
             )
-        patches = self.patches(x).reshape(len(x), -1, WIDTH)
-        first = jnp.broadcast_to(self.class_token[...], (len(x), 1, WIDTH))
+        count = x.shape[0]
+        patches = self.patches(x).reshape(count, -1, WIDTH)
+        first = jnp.broadcast_to(self.class_token[...], (count, 1, WIDTH))
         tokens = jnp.concatenate([first, patches], axis=1)
         return tokens + jnp.broadcast_to(self.positions[...], tokens.shape)
 

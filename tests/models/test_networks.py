@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch_reference
 from flax import nnx
+from jax import export
 
 from grood_jax import models
 from grood_jax.models.import_torch import import_state_dict
@@ -135,14 +136,16 @@ def halved(size: int, widths: tuple[int, ...]) -> list[tuple[int, ...]]:
 )
 def test_shapes_at_every_stage_of_the_larger(name: str, size: int, hidden: list) -> None:
     model = nnx.view(abstract(name), use_running_average=True, raise_if_not_found=False)
-    images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    # Of any number of images, as exported networks are.
+    (count,) = export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((count, size, size, 3), jnp.float32)
     found = jax.eval_shape(lambda m, x: m.activations(x), model, images)
     assert [activations.shape[1:] for activations in found] == hidden
     assert model.stages[0] == "stem" and "layer1" in model.stages
     early = jax.eval_shape(lambda m, x: m.early(x, "layer1"), model, images)
-    assert early.shape == (2, *hidden[1])
+    assert early.shape == (count, *hidden[1])
     features, logits = jax.eval_shape(lambda m, x: m.late(x, "layer1"), model, early)
-    assert (features.shape, logits.shape) == ((2, hidden[-1][-1]), (2, 10))
+    assert (features.shape, logits.shape) == ((count, hidden[-1][-1]), (count, 10))
 
 
 @pytest.mark.parametrize(("name", "depends"), [("vit_b_16", True), ("swin_t", False)])
