@@ -300,6 +300,24 @@ def _time(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def forward_markdown(results: dict[str, Any]) -> str:
+    """The networks' forward passes, in several forms and beside PyTorch's."""
+    forms = list(results["forward_passes"][0]["images_per_second"])
+    compared = "times_torch" in results["forward_passes"][0]
+    rows = []
+    for row in results["forward_passes"]:
+        rates = (row["images_per_second"][form] for form in forms)
+        cells = [f"{rate['median']:,.{0 if rate['median'] >= 100 else 1}f}" for rate in rates]
+        if compared:
+            cells += [f"{row['times_torch']:.2f} ×", f"{row['times_torch_fastest']:.2f} ×"]
+        cells.append(f"{row['largest_relative_difference']:.0e}")
+        rows.append([f"`{row['model']}`, {row['images']}", str(row["batch"]), *cells])
+    header = ["network", "batch", *forms]
+    header += ["PyTorch's time / ours", "of the fastest runs"] if compared else []
+    header.append("largest difference")
+    return _table("Forward pass, images/s", results, header, rows)
+
+
 GROWN = ("dtype", "axes", "build, s", "µs a query", "largest error")
 
 MAKERS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -313,6 +331,7 @@ MAKERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "load": serving_markdown,
     "loader": loader_markdown,
     "parity": parity_markdown,
+    "forward_passes": forward_markdown,
 }
 """Tables by the entry of a results file that they show."""
 
