@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from grood_jax.harness import Fitted
-from grood_jax.report import figures, gallery, page, spaces
+from grood_jax.report import figures, gallery, page, spaces, svg
 from grood_jax.report.contents import Group, Scores, ShownSet, file_names
-from grood_jax.report.inline import inline
 
 __all__ = ["Group", "Scores", "ShownSet", "can_draw", "write"]
 
@@ -21,7 +20,10 @@ COLOURS = {
     figures.INK: "currentColor",
     figures.FAINT: "var(--line)",
     figures.PAPER: "none",
+    **{colour: f"var(--inside-{i})" for i, colour in enumerate(figures.INSIDE)},
+    **{colour: f"var(--outside-{i})" for i, colour in enumerate(figures.OUTSIDE)},
 }
+"""What the page, which may be dark, makes of the figures' colours."""
 
 
 def can_draw() -> bool:
@@ -58,10 +60,10 @@ def write(
         """Writes both files; the figure as a part of the page."""
         nonlocal count
         count += 1
-        svg = figures.rendered(figure, "svg")
-        (folder / f"{name}.svg").write_bytes(svg)
+        vectors = figures.rendered(figure, "svg")
+        (folder / f"{name}.svg").write_bytes(vectors)
         (folder / f"{name}.png").write_bytes(figures.rendered(figure, "png"))
-        return inline(svg.decode(), COLOURS, f"f{count}")
+        return svg.for_page(vectors.decode(), COLOURS, f"f{count}")
 
     names = file_names(scores)
     with figures.style():

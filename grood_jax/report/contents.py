@@ -12,7 +12,7 @@ from grood_jax.data import ImageSet
 from grood_jax.outputs import Outputs
 
 Group = Literal["ID", "near", "far"]
-Scores = Mapping[str, Float[np.ndarray, " n"]]
+Scores = Mapping[str, Float[np.ndarray, " _"]]
 """Scores of one detector by the names of the sets."""
 
 

@@ -69,7 +69,7 @@ def _thinned(lengths: Float[np.ndarray, " p"], count: int) -> Int[np.ndarray, " 
 
 
 def bin_edges(
-    inside: Float[np.ndarray, " n"], every: Iterable[Float[np.ndarray, " m"]]
+    inside: Float[np.ndarray, " n"], every: Iterable[Float[np.ndarray, " _"]]
 ) -> Float[np.ndarray, " e"]:
     """Edges of bins in which ID scores can be told apart, however far away others lie.
 

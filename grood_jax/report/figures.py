@@ -22,11 +22,11 @@ INK, FAINT, PAPER = "#1a1a1b", "#c9c9cb", "#ffffff"
 """Colours that the page replaces by its own, and that nothing else has."""
 
 INSIDE = ("#7d7d7d", "#9a7b4f", "#5f8a8b")
-OUTSIDE = ("#d55e00", "#0072b2", "#009e73", "#c2649a", "#2b8cc4", "#b07800")
-"""After Okabe and Ito, told apart by the colour-blind; some darker, to be seen on any ground."""
+OUTSIDE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+"""Of Okabe and Ito, told apart by the colour-blind."""
 
-LINES = ("-", "--", "-.", ":")
-MARKERS = ("o", "^", "s", "D")
+LINES = ("-", "--", "-.", ":", (0, (7, 2)), (0, (5, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "^", "s", "D", "v", "P")
 DPI = 200
 WIDTH = 4.6
 """In inches: what still can be read when a phone shows it at 358 pixels."""
@@ -37,7 +37,7 @@ class Look:
     """How a set is drawn; never told by the colour alone."""
 
     colour: str
-    line: str
+    line: Any
     marker: str
 
 
@@ -48,10 +48,9 @@ def looks(sets: Sequence[ShownSet]) -> dict[str, Look]:
         side, palette = ("inside", INSIDE) if shown.group == "ID" else ("outside", OUTSIDE)
         turn, place = divmod(counts[side], len(palette))
         counts[side] += 1
-        style = turn if side == "inside" else 2 * turn + (shown.group == "far")
-        found[shown.name] = Look(
-            palette[place], LINES[style % len(LINES)], MARKERS[style % len(MARKERS)]
-        )
+        # Shifted once more where colours begin again.
+        style = (place + turn) % len(LINES)
+        found[shown.name] = Look(palette[place], LINES[style], MARKERS[style])
     return found
 
 
@@ -110,25 +109,26 @@ def histograms(sets: Sequence[ShownSet], scores: Scores) -> Figure:
     edges = bin_edges(inside, [scores[shown.name] for shown in sets])
     outline = bin_shares(inside, edges)
     drawn = looks(sets)
-    height = 0.62 * len(sets) + 0.62
-    figure, top = _figure(height), 0.08
+    # As high as a ROC curve beside it, if they can.
+    row = min(max(4.0 / len(sets), 0.7), 1.1)
+    height = row * len(sets) + 0.55
+    figure = _figure(height)
     for i, shown in enumerate(sets):
-        axes = _axes(figure, (0.15, top + 0.62 * i + 0.2, WIDTH - 0.3, 0.42))
+        top = row * i
+        axes = _axes(figure, (0.15, top + 0.26, WIDTH - 0.3, row - 0.26))
         shares = bin_shares(scores[shown.name], edges)
         colour = drawn[shown.name].colour
-        axes.stairs(shares / shares.max(), edges, fill=True, color=colour, alpha=0.75, linewidth=0)
+        axes.stairs(shares / shares.max(), edges, fill=True, color=colour, alpha=0.8, linewidth=0)
         if shown.group != "ID":
-            axes.stairs(outline / outline.max(), edges, color=INSIDE[0], linewidth=1)
+            axes.stairs(outline / outline.max(), edges, color=INK, linewidth=0.8)
             curve = roc(inside, scores[shown.name])
             place = min(max(curve.threshold, edges[0]), edges[-1])
-            axes.plot([place, place], [0, 1.12], color=INK, linewidth=1, linestyle=(0, (4, 3)))
+            axes.plot([place, place], [0, 1.06], color=INK, linewidth=1, linestyle=(0, (4, 3)))
         axes.set_xlim(edges[0], edges[-1])
-        axes.set_ylim(0, 1.12)
+        axes.set_ylim(0, 1.06)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        figure.text(
-            0.15 / WIDTH, 1 - (top + 0.62 * i + 0.01) / height, shown.title, va="top", fontsize=9
-        )
+        figure.text(0.15 / WIDTH, 1 - (top + 0.08) / height, shown.title, va="top", fontsize=9)
         if i < len(sets) - 1:
             axes.tick_params(labelbottom=False, length=0)
         else:
@@ -147,7 +147,7 @@ def roc_curves(sets: Sequence[ShownSet], scores: Scores, figures: Mapping[str, A
     """
     inside, drawn = joined_inside(sets, scores), looks(sets)
     outside = [shown for shown in sets if shown.group != "ID"]
-    figure, axes = _with_legend(4.0, len(outside) + 1)
+    figure, axes = _with_legend(0.5, len(outside) + 1)
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1)
     axes.plot([0, 1], [RECALL, RECALL], color=FAINT, linewidth=1, linestyle=":")
     lines, labels = [], []
@@ -188,7 +188,7 @@ def scatter(sets: Sequence[ShownSet], view: View) -> Figure:
       view: where the samples lie.
     """
     drawn = looks(sets)
-    figure, axes = _with_legend(4.0, len(sets))
+    figure, axes = _with_legend(0.3, len(sets))
     lines = []
     for shown in sets:
         look, points = drawn[shown.name], view.points[shown.name]
@@ -200,7 +200,7 @@ def scatter(sets: Sequence[ShownSet], view: View) -> Figure:
             markersize=3,
             markeredgewidth=0,
             linestyle="",
-            alpha=0.6,
+            alpha=0.7,
         )
     axes.set_xlabel(view.axes[0])
     axes.set_ylabel(view.axes[1])
@@ -230,9 +230,11 @@ def _axes(figure: Figure, box: tuple[float, float, float, float]) -> Axes:
     )
 
 
-def _with_legend(side: float, rows: int) -> tuple[Figure, Axes]:
-    figure = _figure(side + 0.55 + 0.2 * rows)
-    return figure, _axes(figure, (0.5, 0.08, side, side))
+def _with_legend(labels: float, rows: int) -> tuple[Figure, Axes]:
+    """A figure of square axes, with room for their labels and for a legend of some rows below."""
+    side = WIDTH - 0.7
+    figure = _figure(0.08 + side + labels + 0.19 * rows + 0.05)
+    return figure, _axes(figure, (0.58, 0.08, side, side))
 
 
 def _legend(figure: Figure, lines: Any, labels: Sequence[str], title: str | None) -> None:
@@ -243,12 +245,13 @@ def _legend(figure: Figure, lines: Any, labels: Sequence[str], title: str | None
         labels,
         title=title,
         loc="lower left",
-        bbox_to_anchor=(0.09, 0.0),
-        borderaxespad=0.2,
+        bbox_to_anchor=(0.1, 0.0),
+        borderaxespad=0.1,
+        borderpad=0.1,
         labelspacing=0.25,
         alignment="left",
         fontsize=9,
         title_fontsize=9,
-        markerscale=1.4,
+        markerscale=1 if title else 2,
         handler_map={tuple: HandlerTuple(ndivide=1)},
     )

@@ -33,7 +33,7 @@ class View:
 
     space: Space
     method: Method
-    points: Mapping[str, Float[np.ndarray, "n 2"]]
+    points: Mapping[str, Float[np.ndarray, "_ 2"]]
     axes: tuple[str, str]
 
 
@@ -67,8 +67,8 @@ def views(sets: Sequence[ShownSet], detectors: Mapping[str, Fitted]) -> list[Vie
 
 
 def principal(
-    rows: Sequence[Float[np.ndarray, "n d"]],
-) -> tuple[list[Float[np.ndarray, "n 2"]], tuple[str, str]]:
+    rows: Sequence[Float[np.ndarray, "_ d"]],
+) -> tuple[list[Float[np.ndarray, "_ 2"]], tuple[str, str]]:
     """All rows on the two principal axes of the first, and what these axes are called.
 
     Args:
@@ -91,7 +91,7 @@ def principal(
     return points, (_axis(1, shares[0]), _axis(2, shares[1]))
 
 
-def neighbouring(rows: Sequence[Float[np.ndarray, "n d"]]) -> list[np.ndarray] | None:
+def neighbouring(rows: Sequence[Float[np.ndarray, "_ d"]]) -> list[np.ndarray] | None:
     """All rows together as UMAP places them; None where the package umap-learn is missing."""
     try:
         from umap import UMAP

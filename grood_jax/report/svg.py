@@ -11,7 +11,7 @@ IDENTITY = re.compile(r' id="([^"]*)"')
 REFERENCE = re.compile(r'(url\(#|href="#)([^")]*)')
 
 
-def inline(svg: str, colours: Mapping[str, str], prefix: str) -> str:
+def for_page(svg: str, colours: Mapping[str, str], prefix: str) -> str:
     """An SVG element for a page of several.
 
     Args:
