@@ -86,6 +86,7 @@ class EvalConfig:
       cache_dir: keep the network's outputs there; the next evaluation of the same network on the
         same images runs no network.
       report: write report.html, and its figures as files, beside results.json; needs matplotlib.
+      save_scores: write scores.npz beside results.json: float32 arrays by DETECTOR/SET.
       distributed: evaluate in several processes that are given the same command, each of which
         reads its share of the images; the first writes the results.
       coordinator: HOST:PORT of the first process; found on TPU pods, Slurm and Open MPI, as are:
@@ -113,6 +114,7 @@ class EvalConfig:
     search: bool = False
     cache_dir: Path | None = None
     report: bool = True
+    save_scores: bool = False
     distributed: bool = False
     coordinator: str | None = None
     num_processes: int | None = None
@@ -343,6 +345,7 @@ def _run(
         },
         "peak_memory_bytes": results.peak_memory_bytes(),
     }
+    scores = {name: own for name, (_, own) in evaluated.items()}
     shown = _shown(data, seen, read) if config.report else []
     if crew.leads:
         path = output_dir / "results.json"
@@ -350,8 +353,9 @@ def _run(
         for line in read.complaints():
             report(line)
         report(f"results in {path}")
+        if config.save_scores:
+            results.write_scores(scores, output_dir / "scores.npz")
         if config.report:
-            scores = {name: own for name, (_, own) in evaluated.items()}
             report(_report(found, shown, fitted.detectors, scores, output_dir))
     return found
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from grood_jax.errors import UserError
 
@@ -75,6 +76,18 @@ def write(results: Mapping[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+    os.replace(unfinished, path)
+
+
+def write_scores(scores: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> None:
+    """Writes scores by detector and set as a ``.npz`` of float32 arrays called DETECTOR/SET."""
+    # No such name is that of an argument.
+    named: dict[str, Any] = {
+        f"{name}/{part}": array for name, own in scores.items() for part, array in own.items()
+    }
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with unfinished.open("wb") as file:
+        np.savez_compressed(file, **named)
     os.replace(unfinished, path)
 
 

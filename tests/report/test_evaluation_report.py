@@ -14,6 +14,7 @@ from PIL import Image
 from grood_jax import benchmarks, eval, report, results
 from grood_jax.data import ArraySet
 from grood_jax.data.sets import UnreadableImage
+from grood_jax.metrics import ood_metrics
 
 pytest.importorskip("matplotlib", reason="needs pip install 'grood-jax[report]'")
 
@@ -69,6 +70,17 @@ def test_it_can_be_left_out(in_digits, tmp_path):
         eval.EvalConfig(detectors=("msp",), limit=64, report=False, output_dir=tmp_path)
     )
     assert found["command"].endswith("--no-report") and "False" not in found["command"]
+
+
+def test_scores_are_saved_if_asked(in_digits, tmp_path):
+    assert run("--output-dir", str(tmp_path), "--no-report", "--save-scores") == 0
+    found = json.loads((tmp_path / "results.json").read_text())["detectors"]["msp"]["datasets"]
+    with np.load(tmp_path / "scores.npz") as scores:
+        assert set(scores) == {f"msp/{name}" for name in ("test", *found)}
+        for name, figures in found.items():
+            assert scores[f"msp/{name}"].dtype == np.float32
+            again = ood_metrics(scores["msp/test"], scores[f"msp/{name}"])
+            assert {metric: figures[metric] for metric in again} == again
 
 
 def test_without_matplotlib_it_says_how_to_get_it(in_digits, tmp_path, monkeypatch, capsys):
