@@ -40,7 +40,7 @@ class ShownSet:
         return f"{self.group}: {printable(self.name)}"
 
 
-def printable(text: str, longest: int = 36) -> str:
+def printable(text: str, longest: int = 28) -> str:
     """Text that fits into a figure: one line, of characters that can be printed."""
     shown = "".join(c if c.isprintable() else "�" for c in text)
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"

@@ -233,7 +233,7 @@ def _axes(figure: Figure, box: tuple[float, float, float, float]) -> Axes:
 def _with_legend(labels: float, rows: int) -> tuple[Figure, Axes]:
     """A figure of square axes, with room for their labels and for a legend of some rows below."""
     side = WIDTH - 0.7
-    figure = _figure(0.08 + side + labels + 0.19 * rows + 0.05)
+    figure = _figure(0.08 + side + labels + 0.165 * rows)
     return figure, _axes(figure, (0.58, 0.08, side, side))
 
 
