@@ -45,14 +45,12 @@ def write(
       sets: what was scored: the ID test set first, then others in distribution, then OOD sets.
       detectors: all that were evaluated; the gallery and the gradient space are of the first.
       scores: by detector and set, higher for more OOD.
-      directory: where to write; what an earlier report left there is replaced.
+      directory: where to write; files of the same names are replaced, others left alone.
 
     Returns:
       The page's path.
     """
     folder = directory / "figures"
-    for old in [*folder.glob("*.png"), *folder.glob("*.svg")]:
-        old.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     count = 0
 

@@ -347,15 +347,18 @@ def test_the_curves_of_a_figure_are_the_numbers():
         np.testing.assert_allclose(drawn, expected / expected.max())
 
 
-def test_a_second_report_replaces_the_first(tmp_path):
-    example(["grood"]).write(tmp_path)
-    first = (tmp_path / "report.html").read_bytes()
-    (tmp_path / "figures" / "notes.txt").write_text("kept")
+def test_a_second_report_replaces_the_first_and_nothing_else(tmp_path):
+    (tmp_path / "figures").mkdir()
+    own = tmp_path / "figures" / "figure1.png"
+    own.write_text("of the user")
     example(["msp"]).write(tmp_path)
-    found = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert {"msp-roc.png", "notes.txt"} <= found and "grood-roc.png" not in found
+    first = (tmp_path / "report.html").read_bytes()
     example(["grood"]).write(tmp_path)
+    assert (tmp_path / "report.html").read_bytes() != first
+    example(["msp"]).write(tmp_path)
     assert (tmp_path / "report.html").read_bytes() == first
+    assert own.read_text() == "of the user"
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_the_users_own_settings_change_nothing(tmp_path):
