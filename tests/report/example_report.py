@@ -1,5 +1,6 @@
 """A small evaluation, with names that mean harm, and its report."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from grood_jax.data import ArraySet
 from grood_jax.detectors import Training
 from grood_jax.metrics import ood_metrics
 from grood_jax.outputs import Outputs
+
+# Where it is installed it is slow; one test has a stand-in.
+sys.modules["umap"] = None  # type: ignore[assignment]
 
 HOSTILE = "<img src=x onerror=\"alert('no')\">$\\frac{{{script}}&amp;</svg>\x1b\n</script>"
 SETS = {"test": ("ID", 90), "shifted": ("ID", 40), HOSTILE: ("near", 60), "far_away": ("far", 50)}

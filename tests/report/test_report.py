@@ -108,8 +108,7 @@ def test_a_space_of_hardly_anything(shape):
     assert np.isfinite(np.concatenate(points)).all()
 
 
-def test_the_gradient_space_is_groods(monkeypatch):
-    monkeypatch.setitem(sys.modules, "umap", None)
+def test_the_gradient_space_is_groods():
     made = example()
     found = spaces.views(made.sets, made.detectors)
     assert [(view.space, view.method) for view in found] == [
@@ -134,7 +133,6 @@ def test_the_gradient_space_is_groods(monkeypatch):
 
 
 def test_large_sets_are_sampled(monkeypatch):
-    monkeypatch.setitem(sys.modules, "umap", None)
     monkeypatch.setattr(spaces, "ID_SAMPLES", 30)
     monkeypatch.setattr(spaces, "OTHER_SAMPLES", 20)
     (view,) = spaces.views(shown_sets(), {})
