@@ -26,6 +26,7 @@ from grood_jax import (
     results,
     search,
 )
+from grood_jax import report as reports
 from grood_jax.backbone import Backbone
 from grood_jax.benchmarks import Benchmark, OpenBenchmark
 from grood_jax.cache import OutputsCache
@@ -84,6 +85,8 @@ class EvalConfig:
         every tenth ID test image is for validation then, and no longer in the test set.
       cache_dir: keep the network's outputs there; the next evaluation of the same network on the
         same images runs no network.
+      report: write report.html, and its figures as files, beside results.json; needs matplotlib.
+      save_scores: write scores.npz beside results.json: float32 arrays by DETECTOR/SET.
       distributed: evaluate in several processes that are given the same command, each of which
         reads its share of the images; the first writes the results.
       coordinator: HOST:PORT of the first process; found on TPU pods, Slurm and Open MPI, as are:
@@ -110,6 +113,8 @@ class EvalConfig:
     download: bool = False
     search: bool = False
     cache_dir: Path | None = None
+    report: bool = True
+    save_scores: bool = False
     distributed: bool = False
     coordinator: str | None = None
     num_processes: int | None = None
@@ -295,6 +300,11 @@ def _run(
 
     inside = {"test": scored(data.test)} | {n: scored(s) for n, s in data.shifted.items()}
     outside = {name: scored(images)[0] for name, (_, images) in data.ood.items()}
+    seen = {name: outputs for name, (outputs, _) in inside.items()} | outside
+    evaluated = {
+        name: _evaluate(detector, list(inside), seen, data)
+        for name, detector in fitted.detectors.items()
+    }
     accuracy = {
         name: float((outputs.logits.argmax(axis=1) == labels).mean())
         for name, (outputs, labels) in inside.items()
@@ -330,18 +340,23 @@ def _run(
         "id_accuracy": accuracy["test"],
         "shifted_accuracy": {name: accuracy[name] for name in data.shifted},
         "detectors": {
-            name: _evaluate(detector, [o for o, _ in inside.values()], outside, data)
-            | ({"search": _searched(chosen[name])} if name in chosen else {})
-            for name, detector in fitted.detectors.items()
+            name: figures | ({"search": _searched(chosen[name])} if name in chosen else {})
+            for name, (figures, _) in evaluated.items()
         },
         "peak_memory_bytes": results.peak_memory_bytes(),
     }
+    scores = {name: own for name, (_, own) in evaluated.items()}
+    shown = _shown(data, seen, read) if config.report else []
     if crew.leads:
         path = output_dir / "results.json"
         results.write(found, path)
         for line in read.complaints():
             report(line)
         report(f"results in {path}")
+        if config.save_scores:
+            results.write_scores(scores, output_dir / "scores.npz")
+        if config.report:
+            report(_report(found, shown, fitted.detectors, scores, output_dir))
     return found
 
 
@@ -355,6 +370,8 @@ def command_of(config: EvalConfig) -> str:
             continue
         if value is True:
             words.append(flag)
+        elif value is False:
+            words.append("--no-" + flag.removeprefix("--"))
         else:
             words += [flag, *(value if isinstance(value, tuple) else (str(value),))]
     return shlex.join(words)
@@ -513,33 +530,57 @@ def _check_fit(loaded: Loaded, directory: Path, benchmark: Benchmark) -> None:
 
 def _evaluate(
     fitted: harness.Fitted,
-    inside: Sequence[Outputs],
-    outside: dict[str, Outputs],
+    inside: Sequence[str],
+    sets: dict[str, Outputs],
     data: OpenBenchmark,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """A detector's figures, and its scores by set."""
     detector, state = fitted.detector, fitted.state
-    sets = [*inside, *outside.values()]
     # The first block compiles: it is scored once before the clock starts.
-    harness.score(detector, state, jax.tree.map(lambda array: array[:1], inside[0]))
+    harness.score(detector, state, jax.tree.map(lambda array: array[:1], sets[inside[0]]))
     start = time.perf_counter()
-    scores = [harness.score(detector, state, outputs) for outputs in sets]
-    inside_scores, scores = np.concatenate(scores[: len(inside)]), scores[len(inside) :]
+    scores = {name: harness.score(detector, state, outputs) for name, outputs in sets.items()}
     seconds = time.perf_counter() - start
-    datasets = {}
-    for name, outside_scores in zip(outside, scores, strict=True):
-        datasets[name] = {
-            "group": data.ood[name][0],
-            "n": len(outside_scores),
-            **ood_metrics(inside_scores, outside_scores),
-        }
-    return {
+    inside_scores = np.concatenate([scores[name] for name in inside])
+    datasets = {
+        name: {"group": group, "n": len(scores[name]), **ood_metrics(inside_scores, scores[name])}
+        for name, (group, _) in data.ood.items()
+    }
+    figures = {
         "options": dict(detector.options),
         "fit_seconds": fitted.seconds,
-        "score_seconds_per_image": seconds / sum(len(outputs.logits) for outputs in sets),
+        "score_seconds_per_image": seconds / sum(map(len, scores.values())),
         "datasets": datasets,
         "near": results.group_means(datasets, "near"),
         "far": results.group_means(datasets, "far"),
     }
+    return figures, scores
+
+
+def _shown(data: OpenBenchmark, seen: dict[str, Outputs], read: Reader) -> list[reports.ShownSet]:
+    """All sets that were scored, for the report."""
+    groups: dict[str, reports.Group] = {name: group for name, (group, _) in data.ood.items()}
+    return [
+        reports.ShownSet(name, groups.get(name, "ID"), images, read.readable(images), seen[name])
+        for name, images in data.titled.items()
+        if name in seen
+    ]
+
+
+def _report(
+    found: dict[str, Any],
+    shown: list[reports.ShownSet],
+    detectors: dict[str, harness.Fitted],
+    scores: dict[str, dict[str, np.ndarray]],
+    directory: Path,
+) -> str:
+    """Writes the report if it can be drawn; says what became of it."""
+    if not reports.can_draw():
+        return (
+            "report.html was not written: matplotlib is missing; install it with pip install "
+            "'grood-jax[report]', or leave the report out with --no-report"
+        )
+    return f"report in {reports.write(found, shown, detectors, scores, directory)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

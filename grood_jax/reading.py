@@ -72,8 +72,7 @@ class Reader:
                 looking = partial(whole, "looking for unreadable images")
                 for _ in self.crew.share(looking, everything):
                     pass
-            readable = np.setdiff1d(everything, self._bad_rows(images))
-            return self(images, "mix-up", readable[rows])
+            return self(images, "mix-up", self.readable(images)[rows])
 
         return read
 
@@ -95,6 +94,10 @@ class Reader:
         found = self.identity(images)
         known = {"source": images.source, "n": len(images), "fingerprint": found["checksum"]}
         return known if self.bad is None else known | {"unreadable": len(self._bad_rows(images))}
+
+    def readable(self, images: ImageSet) -> np.ndarray:
+        """Rows that could be read, as far as they were; all processes must ask at the same time."""
+        return np.setdiff1d(np.arange(len(images)), self._bad_rows(images))
 
     def complaints(self) -> list[str]:
         """What was left out, in lines."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from grood_jax.errors import UserError
 
@@ -78,8 +79,20 @@ def write(results: Mapping[str, Any], path: Path) -> None:
     os.replace(unfinished, path)
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """AUROC and FPR@95 of each detector on each data set, as text in columns."""
+def write_scores(scores: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> None:
+    """Writes scores by detector and set as a ``.npz`` of float32 arrays called DETECTOR/SET."""
+    # No such name is that of an argument.
+    named: dict[str, Any] = {
+        f"{name}/{part}": array for name, own in scores.items() for part, array in own.items()
+    }
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with unfinished.open("wb") as file:
+        np.savez_compressed(file, **named)
+    os.replace(unfinished, path)
+
+
+def table_rows(results: Mapping[str, Any]) -> list[Sequence[str]]:
+    """The cells of the table of results, under a row of titles; means are of no images."""
     rows: list[Sequence[str]] = [("detector", "data set", "group", "images", "AUROC", "FPR@95")]
     for name, detector in results["detectors"].items():
         for dataset, figures in detector["datasets"].items():
@@ -87,6 +100,12 @@ def table(results: Mapping[str, Any]) -> str:
         for group in ("near", "far"):
             if detector[group]:
                 rows.append((name, f"mean {group}", group, "", *_cells(detector[group])))
+    return rows
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """AUROC and FPR@95 of each detector on each data set, as text in columns."""
+    rows = table_rows(results)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(

@@ -65,7 +65,7 @@ LAYERS: tuple[dict[str, tuple[str, ...]], ...] = (
     },
     {"classifier": ("ood_classifier",)},
     {"deployment": ("deployment",)},
-    {"serving": ("serving", "serving.*")},
+    {"serving": ("serving", "serving.*"), "report": ("report", "report.*")},
     {"command helpers": ("command",)},
     {
         "command lines": (
@@ -83,24 +83,36 @@ LAYERS: tuple[dict[str, tuple[str, ...]], ...] = (
 ANYWHERE = {"jax", "jaxtyping", "numpy"}
 # Where else a package may be imported: groups or modules.
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
-    "PIL": ("data", "predict", "serving"),
+    "PIL": ("data", "predict", "report", "serving"),
     "h11": ("serving",),
     "flax": ("backbone", "models", "checkpoints", "training", "command lines"),
+    "matplotlib": ("report",),
     "optax": ("training",),
     "orbax": ("checkpoints", "bank files", "saving"),
     "prometheus_client": ("serving",),
     "requests": ("data.download",),
     "scipy": ("data.builtin",),
-    "sklearn": ("metrics", "bank_building", "data.builtin"),
+    "sklearn": ("metrics", "bank_building", "data.builtin", "report"),
     "starlette": ("serving",),
     "tensorflow_datasets": ("data.sources",),
     "tqdm": ("progress",),
     "tyro": ("command helpers", "command lines"),
+    "umap": ("report",),
     "uvicorn": ("serving", "serve"),
 }
 
 # What `import grood_jax` alone must not load: slow, optional, or some detectors' business.
-HEAVY = ("tensorflow", "tensorflow_datasets", "sklearn", "torch", "flax", "orbax", "PIL", "tyro")
+HEAVY = (
+    "tensorflow",
+    "tensorflow_datasets",
+    "sklearn",
+    "torch",
+    "flax",
+    "orbax",
+    "PIL",
+    "tyro",
+    "matplotlib",
+)
 
 
 def package_folder() -> Path:
@@ -340,7 +352,8 @@ def test_importing_every_module_starts_no_device(tmp_path):
     program = f"import importlib, json, sys\nfor name in {names}: importlib.import_module(name)"
     found = in_a_fresh_process(program + NO_BACKEND, tmp_path)
     assert "flax" in found
-    assert set(found) & {"tensorflow", "tensorflow_datasets", "sklearn", "torch"} == set()
+    late = {"tensorflow", "tensorflow_datasets", "sklearn", "torch", "matplotlib", "umap"}
+    assert set(found) & late == set()
     assert [name for name in found if name.startswith("backend")] == []
 
 

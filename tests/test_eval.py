@@ -26,8 +26,8 @@ def in_digits(digits, monkeypatch):
 
 
 def evaluate(tmp_path, *words):
-    """Runs the command line in this process; returns its results."""
-    assert eval.main([*words, "--output-dir", str(tmp_path)]) == 0
+    """Runs the command line in this process, without a report; returns its results."""
+    assert eval.main([*words, "--output-dir", str(tmp_path), "--no-report"]) == 0
     return json.loads((tmp_path / "results.json").read_text())
 
 

@@ -52,6 +52,7 @@ def test_evaluation(imagenet, tmp_path):
         file = {"train": "train_imagenet", "test": "test_imagenet"}.get(name, f"test_{name}")
         assert facts["source"].startswith(f"openood:benchmark_imglist/imagenet/{file}.txt@")
         assert len(facts["fingerprint"]) == 64
+    assert (tmp_path / "report.html").stat().st_size < 2_000_000
     assert found["preprocessing"]["image_size"] == 32
     assert found["preprocessing"]["resize"] == 36
     assert found["id_accuracy"] > 0.8

@@ -108,6 +108,7 @@ def test_results_are_those_of_one_process(ran, tmp_path):
     # Only the first reports, writes and keeps outputs.
     assert "ID accuracy" in said[0] and "ID accuracy" not in said[1]
     assert list((folder / "cache0").glob("*.npz")) and not (folder / "cache1").exists()
+    assert "report in " in said[0] and "report in " not in said[1]
 
 
 def test_each_process_reads_its_share(ran):

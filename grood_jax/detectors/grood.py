@@ -171,12 +171,7 @@ def grood(
         return GroodState(prototypes, center, build_bank(sample, dtype=bank_dtype))
 
     def score(state: GroodState, outputs: Outputs) -> Float[Array, " b"]:
-        sample = gradients(outputs.features, state.class_prototypes, state.ood_prototype)
-        if mix is not None:
-            sample = sample + _mixed_gradients(
-                jnp.asarray(outputs.extra[mix]), state.class_prototypes, state.ood_prototype
-            )
-        return search(sample, state.bank, k)
+        return search(_compared(mix, state, outputs), state.bank, k)
 
     options = {
         "ood_prototype": ood_prototype,
@@ -202,6 +197,31 @@ def grood(
         grid={"k": (1, 5, 10, 20, 50)},
         compiled=bank_dtype == "float32",
     )
+
+
+def compared_gradients(
+    detector: Detector, state: GroodState, outputs: Outputs
+) -> Float[Array, "b d"]:
+    """The gradients whose distances to those of the bank are a GROOD's scores.
+
+    Args:
+      detector: of `grood`.
+      state: its fitted state.
+      outputs: features (B, D), and mixed copies where the detector needs them.
+
+    Returns:
+      Gradients, (B, D) float32.
+    """
+    mix = next((need for need in detector.needs if isinstance(need, Mix)), None)
+    return _compared(mix, state, outputs)
+
+
+def _compared(mix: Mix | None, state: GroodState, outputs: Outputs) -> Float[Array, "b d"]:
+    features, prototypes, center = outputs.features, state.class_prototypes, state.ood_prototype
+    sample = gradients(features, prototypes, center)
+    if mix is None:
+        return sample
+    return sample + _mixed_gradients(jnp.asarray(outputs.extra[mix]), prototypes, center)
 
 
 def _mixed_gradients(

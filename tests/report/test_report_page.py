@@ -1,0 +1,180 @@
+"""The report in a browser: on a screen light and dark, on a phone, on paper."""
+
+import io
+import shutil
+
+import numpy as np
+import pytest
+from example_report import HOSTILE, SETS, example
+
+from grood_jax import results
+from grood_jax.report import figures
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
+pytest.importorskip("matplotlib", reason="needs pip install 'grood-jax[report]'")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    made, folder = example(), tmp_path_factory.mktemp("report")
+    made.write(folder)
+    return made, folder / "report.html"
+
+
+@pytest.fixture
+def page(browser, written):
+    """The page, opened; nothing may have been complained of or asked of others when it closes."""
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    page = context.new_page()
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("dialog", lambda dialog: said.append(dialog.message))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(written[1].as_uri())
+    yield page
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [written[1].as_uri()]
+    context.close()
+
+
+def column(page, number):
+    rows = page.locator("tbody tr:not([hidden])")
+    return [row.locator("td").nth(number).inner_text() for row in rows.all()]
+
+
+def test_the_table_sorts(page, written):
+    rows = results.table_rows(written[0].results)[1:]
+    head = page.get_by_role("columnheader", name="AUROC")
+    expected = sorted((row[4] for row in rows), key=float)
+    assert column(page, 4) == [row[4] for row in rows]
+    for order, wanted in (("descending", expected[::-1]), ("ascending", expected)):
+        head.get_by_role("button").click()
+        assert head.get_attribute("aria-sort") == order
+        assert column(page, 4) == wanted
+    # Words from A, and by the keyboard.
+    page.get_by_role("columnheader", name="detector").get_by_role("button").focus()
+    page.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "none"
+    assert column(page, 0) == ["grood"] * 4 + ["msp"] * 4
+
+
+def test_the_table_shows_one_set(page):
+    shown = HOSTILE.replace("\x1b", "�").replace("\n", "�")
+    page.select_option("#set", shown)
+    assert column(page, 1) == [shown] * 2
+    page.select_option("#set", "mean far")
+    assert column(page, 1) == ["mean far"] * 2
+    page.select_option("#set", "")
+    assert len(column(page, 1)) == 8
+
+
+def test_one_detector_is_shown_at_a_time(page):
+    shown = page.locator(".detector:visible h3")
+    assert shown.all_inner_texts() == ["grood"]
+    page.select_option("#detector", "msp")
+    assert shown.all_inner_texts() == ["msp"]
+    assert page.locator("svg:visible").count() == 4
+
+
+def test_without_scripts_all_detectors_are_shown(browser, written):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(written[1].as_uri())
+    assert page.locator(".detector:visible").count() == 2
+    context.close()
+
+
+def test_images_are_shown_pixel_by_pixel(page):
+    images = page.locator("li img")
+    assert images.count() == 16 * len(SETS)
+    assert images.evaluate_all("images => images.every(i => i.complete && i.naturalWidth === 8)")
+    first = images.first
+    assert first.evaluate("image => getComputedStyle(image).imageRendering") == "pixelated"
+
+
+def luminance(colour):
+    channels = np.array(colour[:3], float) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return linear @ [0.2126, 0.7152, 0.0722]
+
+
+def contrast(one, other):
+    high, low = sorted([luminance(one), luminance(other)], reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+COLOURS = """names => {
+  const rgb = (element, name) => getComputedStyle(element)[name].match(/[\\d.]+/g).map(Number);
+  const card = rgb(document.querySelector("figure"), "backgroundColor");
+  const at = selector => document.querySelector(selector);
+  const resolve = name => {
+    const probe = document.createElement("i");
+    probe.style.color = `var(--${name})`;
+    document.body.append(probe);
+    const found = rgb(probe, "color");
+    probe.remove();
+    return found;
+  };
+  return {
+    text: [
+      [rgb(document.body, "color"), rgb(document.body, "backgroundColor")],
+      [rgb(at("p.dim"), "color"), rgb(document.body, "backgroundColor")],
+      [rgb(at("figcaption"), "color"), card],
+      [rgb(at("svg text"), "fill"), card],
+    ],
+    sets: names.map(name => [resolve(name), card]),
+  };
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1200])
+def test_it_is_readable(page, scheme, width):
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 800})
+    # Nothing sticks out to the right: what is too wide scrolls by itself.
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    names = [f"inside-{i}" for i in range(len(figures.INSIDE))]
+    names += [f"outside-{i}" for i in range(len(figures.OUTSIDE))]
+    found = page.evaluate(COLOURS, names)
+    for pair in found["text"]:
+        assert contrast(*pair) >= 4.5, pair
+    assert len({str(colour) for colour, _ in found["sets"]}) == len(names)
+    for name, pair in zip(names, found["sets"], strict=True):
+        assert contrast(*pair) >= 3, name
+    sizes = page.locator(".detector:visible svg text").evaluate_all(
+        "texts => texts.map(text => text.getBoundingClientRect().height)"
+    )
+    assert min(size for size in sizes if size) >= 9
+    bright = np.median(screenshot(page))
+    assert bright > 230 if scheme == "light" else bright < 40
+
+
+def screenshot(page):
+    from PIL import Image
+
+    with Image.open(io.BytesIO(page.screenshot(full_page=True))) as image:
+        return np.asarray(image.convert("L"))
+
+
+def test_on_paper(page):
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    for hidden in ("#set", "#detector"):
+        assert not page.locator(hidden).is_visible()
+    page.set_viewport_size({"width": 700, "height": 900})
+    table = page.locator(".rows").evaluate("box => [box.scrollWidth, box.clientWidth]")
+    assert table[0] <= table[1]
+    assert page.pdf(format="A4").startswith(b"%PDF")
