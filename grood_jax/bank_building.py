@@ -63,6 +63,14 @@ def build_bank(
       TypeError: not real numbers, or ``memory`` not an integer.
       ValueError: wrong rank, no rows, NaN, infinite values or values beyond 1e37, an unknown
         dtype, less memory than 64 KiB or more than 1 EiB, or rows that do not fit into memory.
+
+    Examples:
+      >>> from grood_jax import build_bank, nearest_distances
+      >>> bank = build_bank([[3, 4], [6, 8]])
+      >>> bank.size, bank.width
+      (2, 2)
+      >>> print(nearest_distances([[0, 0]], bank))
+      [5.]
     """
     return build_bank_in_pieces([vectors], dtype=dtype, memory=memory)
 
@@ -92,6 +100,12 @@ def bank_rows(bank: Bank) -> Float[np.ndarray, "n d"]:
 
     Raises:
       TypeError: ``bank`` is none.
+
+    Examples:
+      >>> from grood_jax import bank_rows, build_bank
+      >>> print(bank_rows(build_bank([[6, 8], [3, 4]])))
+      [[6. 8.]
+       [3. 4.]]
     """
     _require_bank(bank)
     if bank.host is not None:
@@ -108,6 +122,11 @@ def merge_banks(*banks: Bank) -> Bank:
     Raises:
       TypeError: what is no bank.
       ValueError: no bank at all, widths that differ, or banks of float32 and of bfloat16.
+
+    Examples:
+      >>> from grood_jax import build_bank, merge_banks
+      >>> merge_banks(build_bank([[6, 8], [3, 4]]), build_bank([[0, 1]])).size
+      3
     """
     for bank in banks:
         _require_bank(bank)
@@ -124,6 +143,12 @@ def grow_bank(bank: Bank, vectors: npt.ArrayLike) -> Bank:
     Raises:
       TypeError: as `build_bank`, or ``bank`` is none.
       ValueError: as `build_bank`, or widths that differ.
+
+    Examples:
+      >>> from grood_jax import bank_rows, build_bank, grow_bank
+      >>> print(bank_rows(grow_bank(build_bank([[6, 8]]), [[3, 4]])))
+      [[6. 8.]
+       [3. 4.]]
     """
     _require_bank(bank)
     pieces = [*_pieces(bank), vectors]

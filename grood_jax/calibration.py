@@ -104,6 +104,12 @@ def conformal_p_values(
       TypeError: scores that are no real numbers, or classes that are no integers.
       ValueError: a score of NaN, a shape that does not fit, classes that are missing, not expected
         or out of range.
+
+    Examples:
+      >>> from grood_jax.calibration import calibrate, conformal_p_values
+      >>> held_out = calibrate(range(1, 20))
+      >>> print(conformal_p_values(held_out, [0, 10, 25]))
+      [1.   0.55 0.05]
     """
     return _p_values(calibration, *_checked(calibration, scores, classes))
 
@@ -125,6 +131,11 @@ def threshold(calibration: Calibration, target_tpr: float) -> Float[Array, ""] |
     Raises:
       TypeError: the target is no number.
       ValueError: it lies outside (0, 1].
+
+    Examples:
+      >>> from grood_jax.calibration import calibrate, threshold
+      >>> float(threshold(calibrate(range(1, 20)), target_tpr=0.9))
+      18.0
     """
     return _thresholds(calibration, _ranks(calibration, target_tpr))
 
@@ -180,6 +191,11 @@ def false_discovery(p_values: npt.ArrayLike, rate: float) -> Bool[np.ndarray, " 
     References:
       Benjamini and Hochberg 1995; Bates et al., arXiv 2104.08279, section 2, for conformal
       p-values (they are PRDS).
+
+    Examples:
+      >>> from grood_jax.calibration import false_discovery
+      >>> print(false_discovery([0.01, 0.5, 0.04, 0.9], rate=0.1))
+      [ True False  True False]
     """
     checks.fraction("rate", rate, zero=False)
     values = np.asarray(_numbers("p_values", p_values))

@@ -124,6 +124,13 @@ def ood_gradients(
 
     References:
       GROOD, arXiv 2312.14427, section 3 (gradients in the space of prototypes).
+
+    Examples:
+      A sample at distance 5 both from the only class prototype and from ``p_ood``:
+
+      >>> from grood_jax import ood_gradients
+      >>> print(ood_gradients([[3, 4]], class_prototypes=[[3, 9]], ood_prototype=[0, 0]))
+      [[0.3 0.4]]
     """
     prototypes = checks.shaped("class_prototypes", class_prototypes, ("C", "D"))
     count, width = prototypes.shape

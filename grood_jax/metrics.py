@@ -27,6 +27,12 @@ def ood_metrics(id_scores: npt.ArrayLike, ood_scores: npt.ArrayLike) -> dict[str
 
     References:
       OpenOOD v1.5, arXiv 2306.09301; Davis and Goadrich 2006 for AUPR.
+
+    Examples:
+      >>> from grood_jax import ood_metrics
+      >>> found = ood_metrics(id_scores=[0, 1, 2, 3], ood_scores=[2.5, 4, 5, 6])
+      >>> found["auroc"], found["fpr95"]
+      (0.9375, 0.25)
     """
     from sklearn.metrics import auc, precision_recall_curve, roc_auc_score, roc_curve
 

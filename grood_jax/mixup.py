@@ -62,6 +62,14 @@ def mix_with_prototypes(
       TypeError: an argument has the wrong dtype.
       ValueError: shapes that do not fit, NaN or infinite values, a target that is no class, λ
         outside [0, 1].
+
+    Examples:
+      >>> from grood_jax import mix_with_prototypes
+      >>> early = [[0, 4], [4, 4]]
+      >>> print(mix_with_prototypes([[2.0, 0.0]], early, targets=[1], weight=0.5))
+      [[3. 2.]]
+      >>> mix_with_prototypes([[2.0, 0.0]], early, targets=[[0, 1]], weight=0.5).shape
+      (1, 2, 2)
     """
     activations = checks.finite("hidden", checks.shaped("hidden", hidden, ("B", "...")))
     early = checks.shaped("prototypes", prototypes, ("C", *activations.shape[1:]))

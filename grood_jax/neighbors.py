@@ -80,6 +80,14 @@ def nearest_distances(
       TypeError: not real numbers, or ``k`` not an integer.
       ValueError: wrong rank, widths that differ, an empty bank, NaN, infinite values or values
         beyond 1e37, ``k`` larger than the bank, or a bfloat16 bank in compiled code.
+
+    Examples:
+      >>> from grood_jax import nearest_distances
+      >>> bank = [[3, 4], [6, 8], [0, 100]]
+      >>> print(nearest_distances([[0, 0], [6, 8]], bank))
+      [5. 0.]
+      >>> print(nearest_distances([[0, 0], [6, 8]], bank, k=2))
+      [10.  5.]
     """
     checks.at_least("k", k, 1)
     ready = bank if isinstance(bank, Bank | ShardedBank) else build_bank(bank)

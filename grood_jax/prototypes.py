@@ -126,6 +126,15 @@ def class_prototypes(
       TypeError: features that are no real numbers, labels or num_classes that are no integers.
       ValueError: shapes that do not fit, a label out of range, NaN, infinite features or features
         beyond 1e28, or more classes than there is memory for.
+
+    Examples:
+      >>> from grood_jax import class_prototypes
+      >>> prototypes, counts = class_prototypes([[0, 0], [2, 2], [5, 1]], [0, 0, 1], num_classes=2)
+      >>> print(prototypes)
+      [[1. 1.]
+       [5. 1.]]
+      >>> print(counts)
+      [2 1]
     """
     checks.at_least("num_classes", num_classes, 1, 2**31 - 1)
     values = checks.shaped("features", features, ("N", "..."))

@@ -163,6 +163,11 @@ def options(name: str) -> dict[str, Any]:
 
     Raises:
       ValueError: no detector has that name.
+
+    Examples:
+      >>> from grood_jax import detectors
+      >>> detectors.options("energy")
+      {'temperature': 1.0}
     """
     checks.choice("detector", name, names())
     parameters = inspect.signature(_factories[name]).parameters
@@ -180,6 +185,11 @@ def create(name: str, **given: Any) -> Detector:
       ValueError: no detector has that name, or it has no such option (the nearest is named), or
         an option is outside its range.
       TypeError: an option is of the wrong type.
+
+    Examples:
+      >>> from grood_jax import detectors
+      >>> detectors.create("knn", k=10).options
+      {'k': 10, 'sampling_ratio': 1.0}
     """
     known = options(name)
     for option in given:
