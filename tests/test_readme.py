@@ -42,6 +42,15 @@ def test_its_summary_comes_from_the_evaluations():
     assert tables_module().summary_markdown(found) in README
 
 
+def test_its_plan_for_imagenet_comes_from_the_rates():
+    names = ("loader", "models", "imagenet")
+    found = [
+        json.loads((ROOT / f"experiments/results/benchmark_{name}.json").read_text())
+        for name in names
+    ]
+    assert tables_module().plan_markdown(*found, "resnet50") in README
+
+
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_its_tables_come_from_the_results_files(path):
     made = tables_module().tables(json.loads(path.read_text()))
