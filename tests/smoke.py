@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-IN_WHEEL = ("grood_jax/py.typed", "grood_jax/serving/page.html", "grood_jax/detectors/grood.py")
+IN_WHEEL = ("py.typed", "serving/page.html", "report/page.html", "detectors/grood.py")
 IN_SDIST = ("tests/conftest.py", "docs/index.md", "mkdocs.yml", "CITATION.cff", "LICENSE")
 WHERE = """
 import importlib.metadata, json, grood_jax
@@ -40,7 +40,7 @@ def main() -> None:
         assert set(IN_SDIST) <= packed, sorted(set(IN_SDIST) - packed)
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
         run(*pip, "--target", str(site), str(wheel))
-        assert all((site / part).is_file() for part in IN_WHEEL)
+        assert all((site / "grood_jax" / part).is_file() for part in IN_WHEEL)
         assert sorted(path.name for path in site.iterdir() if path.is_dir()) == [
             "grood_jax",
             wheel.name.removesuffix("-py3-none-any.whl") + ".dist-info",
