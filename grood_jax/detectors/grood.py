@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from grood_jax import checks
-from grood_jax.bank import Bank
+from grood_jax.bank import Bank, ShardedBank
 from grood_jax.bank_building import DType, build_bank, sampled_rows
 from grood_jax.detectors.base import (
     Detector,
@@ -46,7 +46,7 @@ class GroodState:
 
     class_prototypes: Float[Array, "c d"]
     ood_prototype: Float[Array, " d"]
-    bank: Bank
+    bank: Bank | ShardedBank
 
 
 def grood(
