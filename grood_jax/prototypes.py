@@ -6,7 +6,7 @@ in float32 is not.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -68,6 +68,9 @@ def _accumulate(
       valid: which rows count; all by default.
     """
     seen = jnp.ones(labels.shape, bool) if valid is None else valid
+    if values[:1].size == 0:
+        # Nothing to add, but there is to count.
+        return replace(sums, counts=sums.counts.at[labels].add(seen.astype(jnp.int32)))
     replaced = partial(jax.lax.dynamic_update_index_in_dim, axis=0)
 
     def add(carry: ClassSums, row: tuple[Array, Array, Array]) -> tuple[ClassSums, None]:

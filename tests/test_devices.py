@@ -49,7 +49,9 @@ def stream(images, size, rows=None, without=()):
 def close(found, expected, atol=1e-5):
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol)
+        # Sums are rounded by their largest terms, and in another order where batches are smaller.
+        largest = float(np.abs(b).max(initial=0))
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=max(atol, 1e-6 * largest))
 
 
 def test_a_backbone_says_whether_it_is_spread(one, eight, monkeypatch):

@@ -61,7 +61,7 @@ def test_prototypes_of_real_features(golden):
     np.testing.assert_array_equal(counts, np.bincount(labels))
 
 
-@pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4)])
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 3, 4)])
 def test_values_may_have_any_trailing_shape(shape):
     values, labels = batch(50, shape)
     prototypes, _ = gj.class_prototypes(values, labels, CLASSES)

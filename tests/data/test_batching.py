@@ -118,8 +118,8 @@ def test_two_batches_are_read_ahead_and_no_more():
 
 def test_the_thread_ends_with_the_batches():
     watched = Watched(40)
-    assert len(list(batches(watched, PLAIN, batch_size=8))) == 5
-    assert len(watched.threads) == 2
+    assert len(list(batches(watched, PLAIN, batch_size=8, workers=2))) == 5
+    assert 1 <= len(watched.threads) <= 2
     assert not watched.reading()
 
 
