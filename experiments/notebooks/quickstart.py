@@ -126,8 +126,9 @@ for name, answers in unknown.items():
 # at least as strange.
 
 # %%
-pixels, _ = unknown_sets["photographs"].read(np.arange(4))
-pixels = np.concatenate([data.test.read(fresh[:4])[0], pixels])
+chosen = [(data.test, fresh[:4])]
+chosen += [(unknown_sets["digits_8_9"], [0, 1]), (unknown_sets["photographs"], [500, 900])]
+pixels = np.concatenate([images.read(np.array(rows))[0] for images, rows in chosen])
 answers = classifier.predict(loaded.spec.preprocessing.normalize(pixels))
 figure, places = plt.subplots(1, 8, figsize=(10, 1.9))
 for i, place in enumerate(places):
@@ -166,7 +167,7 @@ for detector, by_set in scores.items():
 
 # %%
 colors = dict(zip(outputs, ["black", "tab:orange", "tab:blue", "tab:green"], strict=True))
-figure, places = plt.subplots(1, 2, figsize=(10, 3.4))
+figure, places = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
 for place, (detector, by_set) in zip(places, scores.items(), strict=True):
     bins = np.linspace(0, max(s.max() for s in by_set.values()), 40)
     for name, found in by_set.items():
@@ -174,8 +175,7 @@ for place, (detector, by_set) in zip(places, scores.items(), strict=True):
         place.hist(found, bins, weights=np.full(len(found), 1 / len(found)), **style)
     place.set(title=detector, xlabel="score (higher: more OOD)", ylabel="share of the set")
     place.set_yscale("log")
-places[0].legend()
-figure.tight_layout()
+figure.legend(*places[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
 plt.show()
 
 # %% [markdown]

@@ -169,10 +169,12 @@ bank_rows = np.asarray(gj.bank_rows(grood.state.bank))
 divided_state = replace(grood.state, bank=gj.shard_bank(bank_rows, mesh))
 print(f"{bank_rows.shape} in the bank, about {len(bank_rows) // mesh.size} rows a device")
 
-whole = harness.score(grood.detector, grood.state, known)
-spread = harness.score(grood.detector, divided_state, known)
-np.testing.assert_allclose(spread, whole, rtol=1e-6)
-print("the same scores, bit for bit:", np.array_equal(spread, whole))
+prototypes = grood.state.class_prototypes, grood.state.ood_prototype
+queries = gj.ood_gradients(known.features, *prototypes)
+whole = gj.nearest_distances(queries, grood.state.bank)
+shared = gj.nearest_distances(queries, divided_state.bank)
+assert np.array_equal(whole, shared)
+print("the same distances, bit for bit")
 
 # %% [markdown]
 # ## Results
@@ -214,7 +216,6 @@ plt.show()
 # ## The gradients, on two principal axes of the bank
 
 # %%
-prototypes = grood.state.class_prototypes, grood.state.ood_prototype
 center = bank_rows.mean(axis=0)
 axes = np.linalg.svd(bank_rows[:5000] - center[None], full_matrices=False)[2][:2]
 figure, places = plt.subplots(1, 1 + len(outputs), figsize=(14, 2.8), sharex=True, sharey=True)

@@ -239,7 +239,7 @@ evaluate("plain functions", backbone)
 # ## The scores
 
 # %%
-figure, places = plt.subplots(1, 3, figsize=(12, 3.4))
+figure, places = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
 for place, (name, scores) in zip(places, results.items(), strict=True):
     bins = np.linspace(0, max(found.max() for found in scores.values()), 40)
     for which, found in scores.items():
@@ -247,8 +247,7 @@ for place, (name, scores) in zip(places, results.items(), strict=True):
         place.hist(found, bins, weights=weights, histtype="step", linewidth=1.5, label=which)
     place.set(title=name, xlabel="score (higher: more OOD)", yscale="log")
 places[0].set_ylabel("share of the set")
-places[0].legend(fontsize=8)
-figure.tight_layout()
+figure.legend(*places[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
 plt.show()
 
 # %% [markdown]
