@@ -196,7 +196,7 @@ for detector, (fit, state) in {"grood": (grood, divided_state), "msp": (msp, msp
         )
 
 # %%
-figure, places = plt.subplots(1, 2, figsize=(12, 3.8))
+figure, places = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
 for place, (detector, by_set) in zip(places, scores.items(), strict=True):
     bins = np.linspace(
         min(found.min() for found in by_set.values()),
@@ -208,12 +208,11 @@ for place, (detector, by_set) in zip(places, scores.items(), strict=True):
         weights = np.full(len(found), 1 / len(found))
         place.hist(found, bins, weights=weights, histtype="step", label=name, **style)
     place.set(title=detector, xlabel="score (higher: more OOD)", ylabel="share of the set")
-places[1].legend(fontsize=8)
-figure.tight_layout()
+figure.legend(*places[0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
 plt.show()
 
 # %% [markdown]
-# ## The gradients, on two principal axes of the bank
+# ## The gradients, on two principal axes of the bank (grey)
 
 # %%
 center = bank_rows.mean(axis=0)
