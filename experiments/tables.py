@@ -134,6 +134,34 @@ def marked(values: Sequence[Sequence[float]], highest: bool) -> list[str]:
     return found
 
 
+def ablations_markdown(results: dict[str, Any]) -> list[str]:
+    """One table for each part that was changed."""
+    made = []
+    for name, found in results["ablations"].items():
+        rows = found["rows"]
+        first = next(iter(rows.values()))
+        groups = [group for group in ("near", "far") if first[group]]
+        extra = list(first.get("extra", {}))
+        header = [found["rows_are"], *(f"mean {group}" for group in groups), *extra]
+        columns = []
+        for group in groups:
+            parts = [
+                marked([[row[group][metric]] for row in rows.values()], highest)
+                for metric, highest in (("auroc", True), ("fpr95", False))
+            ]
+            columns.append([" / ".join(cell) for cell in zip(*parts, strict=True)])
+        cells = [
+            [label, *(column[i] for column in columns), *row.get("extra", {}).values()]
+            for i, (label, row) in enumerate(rows.items())
+        ]
+        about = (
+            f"Ablation `{name}`: {found['title']}; {results['benchmark']}, {results['model']}, "
+            f"at most {results['limit']} images of each test set, {results['date']}"
+        )
+        made.append(_table(about, results, header, cells))
+    return made
+
+
 def _some(epochs: Sequence[Any], most: int = 6) -> list[Any]:
     """The first and the last epoch, and some evenly between."""
     if len(epochs) <= most:
@@ -408,9 +436,10 @@ def forward_markdown(results: dict[str, Any]) -> str:
 
 GROWN = ("dtype", "axes", "build, s", "µs a query", "largest error")
 
-MAKERS: dict[str, Callable[[dict[str, Any]], str]] = {
+MAKERS: dict[str, Callable[[dict[str, Any]], str | list[str]]] = {
     "id_accuracy": markdown,
-    "seeds": lambda results: "\n\n".join([seeds_markdown(results), curves_markdown(results)]),
+    "seeds": lambda results: [seeds_markdown(results), curves_markdown(results)],
+    "ablations": ablations_markdown,
     "compare": search_markdown,
     "growth": growth_markdown,
     "imagenet": imagenet_markdown,
@@ -427,7 +456,8 @@ MAKERS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def tables(results: dict[str, Any]) -> list[str]:
     """All tables of a results file."""
-    return [make(results) for entry, make in MAKERS.items() if entry in results]
+    made = [make(results) for entry, make in MAKERS.items() if entry in results]
+    return [table for one in made for table in (one if isinstance(one, list) else [one])]
 
 
 def _grown(found: dict[str, Any]) -> list[str]:

@@ -4,6 +4,8 @@ import importlib.util
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -122,3 +124,68 @@ def test_an_evaluation_is_not_repeated(digits, tmp_path, monkeypatch):
 def test_seeds_are_some_and_differ(seeds):
     with pytest.raises(ValueError, match="seeds is"):
         script("reproduce").ReproduceConfig(seeds=seeds)
+
+
+def test_an_ablation_has_a_row_for_each_value_of_what_is_changed():
+    def row(auroc, extra):
+        return {"near": {}, "far": {"auroc": auroc, "fpr95": 1 - auroc}, "extra": {"rows": extra}}
+
+    (found,) = TABLES.tables(
+        {
+            "ablations": {
+                "k": {
+                    "title": "Which neighbour",
+                    "rows_are": "k",
+                    "scale": "log",
+                    "rows": {"1": row(0.75, "9"), "2": row(0.5, "8"), "5": row(0.25, "7")},
+                }
+            },
+            **{key: "x" for key in ("benchmark", "model", "device", "command", "date")},
+            "versions": {"jax": "1"},
+            "limit": 3,
+        }
+    )
+    assert found.split("\n")[2:] == [
+        "| k | mean far | rows |",
+        "| --- | --- | --- |",
+        "| 1 | **0.7500** / **0.2500** | 9 |",
+        "| 2 | *0.5000* / *0.5000* | 8 |",
+        "| 5 | 0.2500 / 0.7500 | 7 |",
+    ]
+
+
+def test_what_a_gradient_is_compared_by():
+    ablations = script("ablations")
+    prototypes, center = np.array([[0.0, 3.0], [0.0, -5.0]]), np.array([4.0, 0.0])
+    rows = [jnp.asarray(each, jnp.float32) for each in (prototypes, center)]
+    state = ablations.GroodState(*rows, ablations.build_bank(rows[0]))
+    features = np.array([[1.0, 1.0], [2.0, -3.0]])
+    outputs = ablations.Outputs(features.astype(np.float32), np.zeros((2, 2), np.float32))
+    to_classes = np.linalg.norm(features[:, None] - prototypes, axis=2)
+    to_center = np.linalg.norm(features - center, axis=1)
+    # The share of p_ood in a softmax over negative distances.
+    share = np.exp(-to_center) / (np.exp(-to_center) + np.exp(-to_classes).sum(axis=1))
+    np.testing.assert_allclose(ablations.gradient_norm(state, outputs), share, rtol=1e-5)
+    np.testing.assert_allclose(ablations.nearness(state, outputs), -to_center, rtol=1e-6)
+
+
+def test_figures_are_drawn(tmp_path):
+    matplotlib = pytest.importorskip("matplotlib")
+    assert matplotlib
+    values = {"auroc": 0.75, "fpr95": 0.5}
+    found = {"rows_are": "k", "rows": {k: {"near": {}, "far": values} for k in ("1%", "50%")}}
+    for scale in ("log", None):
+        script("ablations").draw(found | {"scale": scale}, tmp_path / "own")
+        for suffix in (".png", ".svg"):
+            assert 0 < (tmp_path / f"own{suffix}").stat().st_size < 200_000
+
+
+def test_the_search_by_lists_finds_all_with_all_probes():
+    faiss = pytest.importorskip("faiss")
+    ablations = script("ablations")
+    rows = np.random.default_rng(0).standard_normal((500, 8)).astype(np.float32)
+    places = ablations.by_lists(faiss, rows, 10)
+    queries = rows[:50] + np.float32(0.1)
+    distances = np.linalg.norm(queries[:, None] - rows, axis=2)
+    assert (places(queries, 10) == distances.argmin(axis=1)).all()
+    assert (places(queries, 1) == distances.argmin(axis=1)).mean() < 1
