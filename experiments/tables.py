@@ -5,7 +5,8 @@ python experiments/tables.py experiments/results/digits.json …
 
 import argparse
 import json
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,121 @@ def summary_markdown(evaluations: list[dict[str, Any]]) -> str:
             *("| " + " | ".join(row) + " |" for row in rows),
         ]
     )
+
+
+def seeds_markdown(results: dict[str, Any]) -> str:
+    """Means and deviations over seeds, the best in bold and the second best in italics."""
+    runs = list(results["seeds"].values())
+    names = list(runs[0]["detectors"])
+    first = runs[0]["detectors"][names[0]]
+    columns = {
+        f"{k} ({v['group']}, {v['n']})": ("datasets", k) for k, v in first["datasets"].items()
+    }
+    columns |= {f"mean {group}": (group,) for group in ("near", "far") if first[group]}
+
+    def of_seeds(name: str, where: Sequence[str], metric: str) -> list[float]:
+        found = [run["detectors"][name] for run in runs]
+        for key in where:
+            found = [part[key] for part in found]
+        return [part[metric] for part in found]
+
+    cells: dict[str, list[str]] = {name: [] for name in names}
+    for where in columns.values():
+        parts = []
+        for metric, highest in (("auroc", True), ("fpr95", False)):
+            values = [of_seeds(name, where, metric) for name in names]
+            parts.append(marked(values, highest))
+        for name, auroc, fpr95 in zip(names, *parts, strict=True):
+            cells[name].append(f"{auroc} / {fpr95}")
+    accuracy = mean_and_deviation([run["id_accuracy"] for run in runs])
+    about = (
+        f"{results['benchmark']}, {results['model']}, {_seeds(results)}: ID accuracy {accuracy} "
+        f"({results['data']['test']['n']} images); mean ± standard deviation over seeds, **best** "
+        f"and *second best*; {results['date']}"
+    )
+    rows = [[f"`{name}`", *row] for name, row in cells.items()]
+    return _table(about, results, ["detector", *columns], rows)
+
+
+def curves_markdown(results: dict[str, Any]) -> str:
+    """How each seed's network was trained."""
+    seeds = results["seeds"]
+    epochs = len(next(iter(seeds.values()))["history"])
+    rows = [
+        [
+            seed,
+            *(f"{epoch['loss']:.3f} / {epoch['accuracy']:.4f}" for epoch in _some(run["history"])),
+            f"{run['id_accuracy']:.4f}",
+            f"`{run['checkpoint'][:12]}`",
+        ]
+        for seed, run in seeds.items()
+    ]
+    titles = (f"epoch {number}" for number in _some(range(1, epochs + 1)))
+    header = ["seed", *titles, "ID accuracy", "fingerprint"]
+    about = (
+        f"{results['benchmark']}, {results['model']}, {_seeds(results)}: training loss / accuracy "
+        f"by epoch, of {results['data']['train']['n']} images; {results['date']}"
+    )
+    return _table(about, results, header, rows)
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """The mean and, of more than one value, the standard deviation of the sample (n − 1)."""
+    mean = f"{statistics.fmean(values):.4f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.4f}"
+
+
+def marked(values: Sequence[Sequence[float]], highest: bool) -> list[str]:
+    """Cells of a column: the best mean in bold, the second best in italics, as far as is shown."""
+    means = [round(statistics.fmean(each), 4) for each in values]
+    order = sorted(set(means), reverse=highest)
+    marks = dict(zip(order, ("**", "*"), strict=False))
+    found = []
+    for mean, each in zip(means, values, strict=True):
+        mark = marks.get(mean, "")
+        found.append(f"{mark}{mean_and_deviation(each)}{mark}")
+    return found
+
+
+def ablations_markdown(results: dict[str, Any]) -> list[str]:
+    """One table for each part that was changed."""
+    made = []
+    for name, found in results["ablations"].items():
+        rows = found["rows"]
+        first = next(iter(rows.values()))
+        groups = [group for group in ("near", "far") if first[group]]
+        extra = list(first.get("extra", {}))
+        header = [found["rows_are"], *(f"mean {group}" for group in groups), *extra]
+        columns = []
+        for group in groups:
+            parts = [
+                marked([[row[group][metric]] for row in rows.values()], highest)
+                for metric, highest in (("auroc", True), ("fpr95", False))
+            ]
+            columns.append([" / ".join(cell) for cell in zip(*parts, strict=True)])
+        cells = [
+            [label, *(column[i] for column in columns), *row.get("extra", {}).values()]
+            for i, (label, row) in enumerate(rows.items())
+        ]
+        about = (
+            f"Ablation `{name}`: {found['title']}; {results['benchmark']}, {results['model']}, "
+            f"at most {results['limit']} images of each test set, {results['date']}"
+        )
+        made.append(_table(about, results, header, cells))
+    return made
+
+
+def _some(epochs: Sequence[Any], most: int = 6) -> list[Any]:
+    """The first and the last epoch, and some evenly between."""
+    if len(epochs) <= most:
+        return list(epochs)
+    return [epochs[round(i * (len(epochs) - 1) / (most - 1))] for i in range(most)]
+
+
+def _seeds(results: dict[str, Any]) -> str:
+    numbers = ", ".join(results["seeds"])
+    count = len(results["seeds"])
+    return f"{count} seeds ({numbers})" if count > 1 else f"seed {numbers}"
 
 
 def search_markdown(results: dict[str, Any]) -> str:
@@ -320,8 +436,10 @@ def forward_markdown(results: dict[str, Any]) -> str:
 
 GROWN = ("dtype", "axes", "build, s", "µs a query", "largest error")
 
-MAKERS: dict[str, Callable[[dict[str, Any]], str]] = {
+MAKERS: dict[str, Callable[[dict[str, Any]], str | list[str]]] = {
     "id_accuracy": markdown,
+    "seeds": lambda results: [seeds_markdown(results), curves_markdown(results)],
+    "ablations": ablations_markdown,
     "compare": search_markdown,
     "growth": growth_markdown,
     "imagenet": imagenet_markdown,
@@ -338,7 +456,8 @@ MAKERS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def tables(results: dict[str, Any]) -> list[str]:
     """All tables of a results file."""
-    return [make(results) for entry, make in MAKERS.items() if entry in results]
+    made = [make(results) for entry, make in MAKERS.items() if entry in results]
+    return [table for one in made for table in (one if isinstance(one, list) else [one])]
 
 
 def _grown(found: dict[str, Any]) -> list[str]:

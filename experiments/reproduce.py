@@ -1,0 +1,166 @@
+"""Trains, evaluates and records a benchmark over several seeds, in one file for the tables.
+
+python experiments/reproduce.py --dataset fashion_mnist --data-dir data/tfds --seeds 0 1 2
+python experiments/tables.py experiments/results/fashion_mnist_seeds.json
+
+Started again, it goes on where it stopped: training after the last whole epoch, and an evaluation
+is not repeated whose results.json is of the same network, command, versions and device.
+"""
+
+import datetime
+import json
+import shlex
+import sys
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from grood_jax import benchmarks, checks, command, models, results, train, training
+from grood_jax import eval as evaluation
+from grood_jax.checkpoints import Loaded
+from grood_jax.progress import tell
+
+DETECTORS = (
+    "grood",
+    "grood:ood_prototype=prototype-mean",
+    "grood:ood_prototype=noise",
+    "msp",
+    "energy",
+    "knn",
+    "mahalanobis",
+    "vim",
+)
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """What is trained and evaluated, and where it lies.
+
+    Attributes:
+      dataset: the benchmark.
+      seeds: of training and of all that is random in an evaluation.
+      data_dir: where images lie, as for python -m grood_jax.eval.
+      model: the network; the benchmark's by default.
+      detectors: as for python -m grood_jax.eval.
+      checkpoint_root: holds a folder DATASET-MODEL-seedSEED for each seed.
+      evaluations: holds a folder DATASET-MODEL-seedSEED with results.json for each seed.
+      output: the results file (default: experiments/results/DATASET_seeds.json).
+    """
+
+    dataset: str = "digits"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    data_dir: Path | None = None
+    model: models.Name | None = None
+    detectors: tuple[str, ...] = DETECTORS
+    checkpoint_root: Path = Path("checkpoints")
+    evaluations: Path = Path("results")
+    output: Path | None = None
+
+    def __post_init__(self) -> None:
+        benchmarks.check_name(self.dataset)
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds is {self.seeds}; expected at least one, and none twice")
+        for seed in self.seeds:
+            checks.seed("seeds", seed)
+
+
+def main(config: ReproduceConfig) -> dict[str, Any]:
+    evaluation.create_candidates(config.detectors, search_options=False)
+    benchmark = benchmarks.get(config.dataset)
+    model = config.model or benchmark.model
+    output = config.output or Path(f"experiments/results/{benchmark.name}_seeds.json")
+    found: dict[str, dict[str, Any]] = {}
+    last: dict[str, Any] = {}
+    for seed in config.seeds:
+        run = f"{benchmark.name}-{model}-seed{seed}"
+        loaded = _trained(config, seed, model, config.checkpoint_root / run)
+        last = _evaluated(config, seed, loaded, run)
+        found[str(seed)] = {
+            "id_accuracy": last["id_accuracy"],
+            "checkpoint": loaded.fingerprint,
+            "options": loaded.record["options"],
+            "history": loaded.record["history"],
+            "detectors": {
+                name: {key: of[key] for key in ("options", "datasets", "near", "far")}
+                for name, of in last["detectors"].items()
+            },
+        }
+    made = {
+        "benchmark": benchmark.name,
+        "model": model,
+        "command": command_of(config),
+        "versions": results.versions(),
+        "device": results.device(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "cut": last["cut"],
+        "preprocessing": last["preprocessing"],
+        "data": last["data"],
+        "seeds": found,
+    }
+    results.write(made, output)
+    tell(f"results in {output}")
+    return made
+
+
+def _trained(config: ReproduceConfig, seed: int, model: models.Name, directory: Path) -> Loaded:
+    """The finished network of a seed; trained, or trained on, if it is not there."""
+    return train.run(
+        train.TrainConfig(
+            dataset=config.dataset,
+            model=model,
+            data_dir=config.data_dir,
+            output_dir=directory,
+            options=replace(training.recipe(config.dataset), seed=seed),
+        ),
+        report=tell,
+        show_progress=sys.stderr.isatty(),
+    )
+
+
+def _evaluated(config: ReproduceConfig, seed: int, loaded: Loaded, run: str) -> dict[str, Any]:
+    """The evaluation of a seed's network, an earlier one if it is of just this."""
+    wanted = evaluation.EvalConfig(
+        dataset=config.dataset,
+        detectors=config.detectors,
+        data_dir=config.data_dir,
+        checkpoint=config.checkpoint_root / run,
+        output_dir=config.evaluations / run,
+        seed=seed,
+        report=False,
+    )
+    paths = ("data_dir", "checkpoint", "output_dir")
+    named = evaluation.command_of(replace(wanted, **{k: shown(getattr(wanted, k)) for k in paths}))
+    made = {"command": named, "versions": results.versions(), "device": results.device()}
+    path = config.evaluations / run / "results.json"
+    if path.exists():
+        earlier = json.loads(path.read_text())
+        same = all(earlier.get(key) == value for key, value in made.items())
+        if same and earlier["checkpoint"]["fingerprint"] == loaded.fingerprint:
+            tell(f"{path} is of this network and command; it is not made anew")
+            return earlier
+    return evaluation.run(wanted, report=tell, show_progress=sys.stderr.isatty(), commandline=named)
+
+
+def shown(path: Path | None) -> Path | None:
+    """A path as it may be recorded: folders from the root are a machine's own."""
+    return Path(path.name) if path is not None and path.is_absolute() else path
+
+
+def command_of(config: ReproduceConfig) -> str:
+    """The command that stands for a configuration."""
+    words = ["python", "experiments/reproduce.py"]
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name == "output" or (value == field.default and field.name != "dataset"):
+            continue
+        several = value if isinstance(value, tuple) else (value,)
+        each = (str(shown(part) if isinstance(part, Path) else part) for part in several)
+        words += ["--" + field.name.replace("_", "-"), *each]
+    return shlex.join(words)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    given = tyro.cli(ReproduceConfig, description=__doc__)
+    sys.exit(command.status(lambda: main(given)))
