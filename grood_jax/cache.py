@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from grood_jax.checkpoints import fingerprint_of
+from grood_jax.files import written_whole
 from grood_jax.forward import Arrays
 
 
@@ -68,11 +68,9 @@ class OutputsCache:
         return arrays
 
     def _write(self, path: Path, key: str, arrays: Arrays) -> None:
-        unfinished = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+        contents: dict[str, Any] = {"about": key, "fingerprint": fingerprint_of(arrays)}
         try:
-            contents: dict[str, Any] = {"about": key, "fingerprint": fingerprint_of(arrays)}
-            np.savez(unfinished, **contents | arrays)
-            os.replace(unfinished, path)
+            with written_whole(path) as unfinished:
+                np.savez(unfinished, **contents | arrays)
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
             self.report(f"cache: {path} could not be written ({error}); going on without")

@@ -40,7 +40,6 @@ References:
 import hashlib
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +51,7 @@ from jaxtyping import Float, Int
 
 from grood_jax import checks
 from grood_jax.errors import UserError
+from grood_jax.files import written_whole
 
 BETS = (1 / 4, 1 / 2, 3 / 4, 7 / 8, 15 / 16)
 """The exponents e."""
@@ -224,12 +224,11 @@ class DriftMonitor:
             "log_products": self.state.log_products.tolist(),
             "log_stakes": self.state.log_stakes.tolist(),
         }
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            unfinished.write_text(json.dumps(contents | {"checksum": _checksum(contents)}) + "\n")
-            os.replace(unfinished, path)
+            with written_whole(path) as unfinished:
+                text = json.dumps(contents | {"checksum": _checksum(contents)})
+                unfinished.write_text(text + "\n")
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
             raise UserError(f"{path} cannot be written: {error.strerror}") from error
 
     @classmethod

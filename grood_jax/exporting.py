@@ -1,6 +1,5 @@
 """Pure functions of images as files that need only jax to run."""
 
-import contextlib
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from jaxtyping import Array, Float
 
 from grood_jax import checks
 from grood_jax.errors import UserError
+from grood_jax.files import written_whole
 from grood_jax.outputs import Outputs
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -58,15 +58,11 @@ def export(
     (count,) = jax_export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((count, *image_shape), jnp.float32)
     exported = jax_export.export(jax.jit(answers), platforms=tuple(platforms))(images)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        unfinished.write_bytes(exported.serialize())
-        os.replace(unfinished, path)
+        with written_whole(path) as unfinished:
+            unfinished.write_bytes(exported.serialize())
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
 
 
 def in_blocks(score: Score) -> Score:

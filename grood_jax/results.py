@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from grood_jax.errors import UserError
+from grood_jax.files import written_whole
 
 METRICS = ("auroc", "fpr95", "aupr_in", "aupr_out")
 PACKAGES = ("grood-jax", "jax", "jaxlib", "flax", "numpy", "scikit-learn", "tensorflow-datasets")
@@ -74,9 +75,8 @@ def require_directory(name: str, directory: Path) -> None:
 def write(results: Mapping[str, Any], path: Path) -> None:
     """Writes results as JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
-    os.replace(unfinished, path)
+    with written_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
 
 
 def write_scores(scores: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> None:
@@ -85,10 +85,8 @@ def write_scores(scores: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> 
     named: dict[str, Any] = {
         f"{name}/{part}": array for name, own in scores.items() for part, array in own.items()
     }
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("wb") as file:
+    with written_whole(path) as unfinished, unfinished.open("wb") as file:
         np.savez_compressed(file, **named)
-    os.replace(unfinished, path)
 
 
 def table_rows(results: Mapping[str, Any]) -> list[Sequence[str]]:

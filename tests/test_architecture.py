@@ -22,7 +22,7 @@ import pytest
 # Lowest first. A module may import from the rows below its own and from its own group; groups of
 # one row know nothing of each other. A module belongs to the last group that names it.
 LAYERS: tuple[dict[str, tuple[str, ...]], ...] = (
-    {"basics": ("errors", "checks", "progress", "structures")},
+    {"basics": ("errors", "checks", "files", "progress", "structures")},
     {"outputs": ("outputs",)},
     {"exporting": ("exporting",)},
     {

@@ -5,11 +5,11 @@ the same figures as PNG and SVG.
 """
 
 import importlib.util
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from grood_jax.files import written_whole
 from grood_jax.harness import Fitted
 from grood_jax.report import figures, gallery, page, spaces, svg
 from grood_jax.report.contents import Group, Scores, ShownSet, file_names
@@ -82,7 +82,6 @@ def write(
     first = next(iter(scores.values()))
     pictures = [(shown, *gallery.extremes(shown, first[shown.name])) for shown in sets]
     path = directory / "report.html"
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(page.render(results, by_detector, views, pictures), "utf-8")
-    os.replace(unfinished, path)
+    with written_whole(path) as unfinished:
+        unfinished.write_text(page.render(results, by_detector, views, pictures), "utf-8")
     return path
