@@ -14,8 +14,7 @@ from grood_jax.models.staged import Staged
 from grood_jax.models.swin import swin_t
 from grood_jax.models.vit import ViT
 
-Name = Literal[
-    "small",
+Importable = Literal[
     "resnet18_32x32",
     "resnet18_64x64",
     "resnet18_224x224",
@@ -31,6 +30,9 @@ Name = Literal[
     "regnet_y_16gf",
     "efficientnet_lite0",
 ]
+"""Networks whose weights PyTorch has."""
+
+Name = Literal["small", Importable]
 
 _FACTORIES: dict[str, Callable[..., Staged]] = {
     "small": Small,
@@ -53,7 +55,7 @@ _FACTORIES: dict[str, Callable[..., Staged]] = {
 _OF_ONE_SIZE = ("vit_b_16",)
 """Networks whose arrays depend on the size of the images."""
 
-__all__ = ["Name", "Staged", "create", "names", "stages"]
+__all__ = ["Importable", "Name", "Staged", "create", "names", "stages"]
 
 
 def names() -> tuple[str, ...]:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from grood_jax import checks, command, models
 from grood_jax.data import Preprocessing
 from grood_jax.data.preprocessing import Interpolation
 from grood_jax.errors import UserError
+from grood_jax.models import Importable
 from grood_jax.models.staged import Staged
 from grood_jax.models.torch_files import read_state_dict
 from grood_jax.models.torch_names import head_name, stem_name, torch_name
@@ -26,23 +27,6 @@ DESCRIPTION = """Makes a checkpoint of a PyTorch state dict, as OpenOOD (resnet1
 resnet18_64x64, resnet18_224x224), torchvision (resnet18, resnet34, resnet50, vit_b_16, swin_t,
 regnet_y_16gf), Y. Idelbayev's pytorch_resnet_cifar10 (resnet20 to resnet56) or the package
 efficientnet-lite-pytorch (efficientnet_lite0) name their layers. PyTorch is not needed."""
-
-Importable = Literal[
-    "resnet18_32x32",
-    "resnet18_64x64",
-    "resnet18_224x224",
-    "resnet20",
-    "resnet32",
-    "resnet44",
-    "resnet56",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "vit_b_16",
-    "swin_t",
-    "regnet_y_16gf",
-    "efficientnet_lite0",
-]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))

@@ -9,7 +9,7 @@ def torch_name(model: str, path: tuple[str, ...]) -> str:
     """The name of an array in a PyTorch state dict.
 
     Args:
-      model: the network, one of ``Importable`` of `grood_jax.models.import_torch`.
+      model: the network, one of `grood_jax.models.Importable`.
       path: of the array in the network here, as ``("layer1", "layers", "0", "conv1", "kernel")``.
 
     References:
