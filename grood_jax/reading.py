@@ -24,7 +24,12 @@ class BadImages:
 
     def of(self, images: ImageSet) -> dict[int, str]:
         """Those of a set."""
-        return self.found.setdefault(f"{images.name} of {images.source}", {})
+        return self.found.setdefault(_title(images), {})
+
+
+def _title(images: ImageSet) -> str:
+    """What tells the sets of one evaluation apart."""
+    return f"{images.name} of {images.source}"
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Reader:
     workers: int | None = None
     bad: BadImages | None = None
     crew: Processes = Processes()
+    _identities: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     def __call__(
         self, images: ImageSet, name: str, rows: np.ndarray | None = None
@@ -86,8 +92,12 @@ class Reader:
 
     def identity(self, images: ImageSet) -> dict[str, Any]:
         """What tells sets of images apart."""
-        # Whatever cannot be read here is met again, and counted then.
-        return benchmarks.identity(images, None if self.bad is None else lambda *_: None)
+        title = _title(images)
+        if title not in self._identities:
+            # Whatever cannot be read here is met again, and counted then.
+            ignore = None if self.bad is None else lambda *_: None
+            self._identities[title] = benchmarks.identity(images, ignore)
+        return self._identities[title]
 
     def described(self, images: ImageSet) -> dict[str, Any]:
         """A set's source, size and fingerprint, for the results."""
