@@ -27,7 +27,7 @@ from grood_jax import benchmarks, models
 from grood_jax.backbone import Backbone
 from grood_jax.checkpoints import ModelSpec, save_model
 from grood_jax.data import ImageSet, Preprocessing, batches
-from grood_jax.models.import_torch import import_state_dict
+from grood_jax.models.import_torch import PUBLISHED, import_state_dict
 from grood_jax.models.torch_files import read_state_dict
 
 OOD = ("ssb_hard", "ninco", "inaturalist", "textures", "openimage_o")
@@ -119,11 +119,10 @@ def fit_head(config: Config) -> float:
     """
     assert config.checkpoint is not None
     benchmark = benchmarks.get("imagenet1k")
-    pre = benchmark.preprocessing
-    mean, std = pre.mean, pre.std
-    if config.model == "efficientnet_lite0":
-        mean, std = (127 / 255,) * 3, (128 / 255,) * 3
-    preprocessing = Preprocessing(config.image_size, 3, mean, std, config.resize)
+    of_weights = PUBLISHED.get(config.model, benchmark.preprocessing)
+    preprocessing = Preprocessing(
+        config.image_size, 3, of_weights.mean, of_weights.std, config.resize
+    )
     train = benchmarks.open_benchmark(
         benchmark, preprocessing=preprocessing, data_dir=config.folder, ood=False
     ).train

@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 from flax import nnx
 
-from grood_jax import checks, command, models
+from grood_jax import benchmarks, checks, command, models
 from grood_jax.data import Preprocessing
 from grood_jax.data.preprocessing import Interpolation
 from grood_jax.errors import UserError
@@ -28,12 +28,11 @@ resnet18_64x64, resnet18_224x224), torchvision (resnet18, resnet34, resnet50, vi
 regnet_y_16gf), Y. Idelbayev's pytorch_resnet_cifar10 (resnet20 to resnet56) or the package
 efficientnet-lite-pytorch (efficientnet_lite0) name their layers. PyTorch is not needed."""
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-_USUAL = Preprocessing(224, 3, *_IMAGENET, resize=256)
+_USUAL = benchmarks.get("imagenet1k").preprocessing
+_IMAGENET = (_USUAL.mean, _USUAL.std)
 
 PUBLISHED: dict[str, Preprocessing] = {
-    "resnet18_32x32": Preprocessing(32, 3, *_CIFAR10),
+    "resnet18_32x32": benchmarks.get("cifar10").preprocessing,
     "resnet18_64x64": Preprocessing(64, 3, *_IMAGENET),
     # It was trained on CIFAR-10 with ImageNet's normalisation.
     **dict.fromkeys(
