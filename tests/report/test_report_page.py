@@ -1,7 +1,6 @@
 """The report in a browser: on a screen light and dark, on a phone, on paper."""
 
 import io
-import shutil
 
 import numpy as np
 import pytest
@@ -10,19 +9,8 @@ from example_report import HOSTILE, SETS, example
 from grood_jax import results
 from grood_jax.report import figures
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
+pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
 pytest.importorskip("matplotlib", reason="needs pip install 'grood-jax[report]'")
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,22 +1,9 @@
 """The page in a browser: what a person sees of an image, and of an error."""
 
-import shutil
-
 import pytest
 from conftest import encode
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
