@@ -297,15 +297,24 @@ def load_optimizer(directory: Path, step: int, like: Any) -> Any:
 def restore(checkpoints: Any, directory: Path, step: int, item: str, like: Any = None) -> Any:
     """Reads one item of a checkpoint; JSON, or arrays ``like`` those given.
 
+    NumPy's stay NumPy's, JAX's come to this process's first device.
+
     Raises:
       UserError: it is not there, or damaged.
     """
     import orbax.checkpoint as ocp
 
-    if like is not None and jax.process_count() > 1:
-        # They were saved from the first process's devices, which others do not have.
+    if like is not None:
+        # They were saved from devices that another process or machine does not have.
         own = SingleDeviceSharding(jax.local_devices()[0])
-        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=own), like)
+        like = jax.tree.map(
+            lambda a: (
+                a
+                if isinstance(a, np.ndarray)
+                else jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=own)
+            ),
+            like,
+        )
     wanted = ocp.args.JsonRestore() if like is None else ocp.args.StandardRestore(like)
     try:
         with _abandoned_reads():

@@ -65,6 +65,21 @@ def test_optimizer_state_comes_back(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found, state)
 
 
+def test_a_gpu_s_checkpoint_is_read_without_a_gpu(tmp_path):
+    optimizer = {"momentum": jax.numpy.arange(3.0)}
+    with checkpoints.manager(tmp_path) as manager:
+        checkpoints.save(manager, 1, network(), SPEC, optimizer=optimizer)
+    for item in ("model", "optimizer"):
+        # Where arrays lay is written here only; the arrays themselves are the same.
+        path = tmp_path / "1" / item / "_sharding"
+        here = str(jax.devices()[0])
+        assert here in path.read_text()
+        path.write_text(path.read_text().replace(here, "cuda:0"))
+    assert checkpoints.load_model(tmp_path).fingerprint == checkpoints.fingerprint(network())
+    found = checkpoints.load_optimizer(tmp_path, 1, optimizer)
+    np.testing.assert_array_equal(found["momentum"], optimizer["momentum"])
+
+
 @pytest.mark.parametrize("made", [False, True])
 def test_no_checkpoint(tmp_path, made):
     folder = tmp_path / "absent"
