@@ -462,7 +462,7 @@ def main(config: AblationsConfig) -> None:
         tell(f"results in {output}")
     config.figures.mkdir(parents=True, exist_ok=True)
     for name, found in earlier["ablations"].items():
-        draw(found, config.figures / f"ablation-{earlier['benchmark']}-{name}")
+        draw(found, config.figures / f"ablation-{output.stem.removeprefix('ablations_')}-{name}")
 
 
 def start(config: AblationsConfig) -> Study:

@@ -41,16 +41,19 @@ class ReproduceConfig:
       seeds: of training and of all that is random in an evaluation.
       data_dir: where images lie, as for python -m grood_jax.eval.
       model: the network; the benchmark's by default.
+      epochs: of training; those of the benchmark's recipe by default.
       detectors: as for python -m grood_jax.eval.
       checkpoint_root: holds a folder DATASET-MODEL-seedSEED for each seed.
       evaluations: holds a folder DATASET-MODEL-seedSEED with results.json for each seed.
-      output: the results file (default: experiments/results/DATASET_seeds.json).
+      output: the results file (default: experiments/results/DATASET_seeds.json, and with another
+        network than the benchmark's DATASET_MODEL_seeds.json).
     """
 
     dataset: str = "digits"
     seeds: tuple[int, ...] = (0, 1, 2)
     data_dir: Path | None = None
     model: models.Name | None = None
+    epochs: int | None = None
     detectors: tuple[str, ...] = DETECTORS
     checkpoint_root: Path = Path("checkpoints")
     evaluations: Path = Path("results")
@@ -62,13 +65,16 @@ class ReproduceConfig:
             raise ValueError(f"seeds is {self.seeds}; expected at least one, and none twice")
         for seed in self.seeds:
             checks.seed("seeds", seed)
+        if self.epochs is not None:
+            checks.at_least("epochs", self.epochs, 1)
 
 
 def main(config: ReproduceConfig) -> dict[str, Any]:
     evaluation.create_candidates(config.detectors, search_options=False)
     benchmark = benchmarks.get(config.dataset)
     model = config.model or benchmark.model
-    output = config.output or Path(f"experiments/results/{benchmark.name}_seeds.json")
+    named = benchmark.name if model == benchmark.model else f"{benchmark.name}_{model}"
+    output = config.output or Path(f"experiments/results/{named}_seeds.json")
     found: dict[str, dict[str, Any]] = {}
     last: dict[str, Any] = {}
     for seed in config.seeds:
@@ -104,13 +110,14 @@ def main(config: ReproduceConfig) -> dict[str, Any]:
 
 def _trained(config: ReproduceConfig, seed: int, model: models.Name, directory: Path) -> Loaded:
     """The finished network of a seed; trained, or trained on, if it is not there."""
+    recipe = training.recipe(config.dataset)
     return train.run(
         train.TrainConfig(
             dataset=config.dataset,
             model=model,
             data_dir=config.data_dir,
             output_dir=directory,
-            options=replace(training.recipe(config.dataset), seed=seed),
+            options=replace(recipe, seed=seed, epochs=config.epochs or recipe.epochs),
         ),
         report=tell,
         show_progress=sys.stderr.isatty(),
