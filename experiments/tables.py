@@ -51,40 +51,27 @@ def summary_markdown(evaluations: list[dict[str, Any]]) -> str:
         ]
         for name in names
     ]
-    return "\n".join(
-        [
-            "| " + " | ".join(header) + " |",
-            "|" + " --- |" * len(header),
-            *("| " + " | ".join(row) + " |" for row in rows),
-        ]
-    )
+    return _rows(header, rows)
 
 
 def seeds_markdown(results: dict[str, Any]) -> str:
     """Means and deviations over seeds, the best in bold and the second best in italics."""
-    runs = list(results["seeds"].values())
-    names = list(runs[0]["detectors"])
-    first = runs[0]["detectors"][names[0]]
+    names = list(_detectors(results))
+    first = _detectors(results)[names[0]]
     columns = {
         f"{k} ({v['group']}, {v['n']})": ("datasets", k) for k, v in first["datasets"].items()
     }
     columns |= {f"mean {group}": (group,) for group in ("near", "far") if first[group]}
 
-    def of_seeds(name: str, where: Sequence[str], metric: str) -> list[float]:
-        found = [run["detectors"][name] for run in runs]
-        for key in where:
-            found = [part[key] for part in found]
-        return [part[metric] for part in found]
-
     cells: dict[str, list[str]] = {name: [] for name in names}
     for where in columns.values():
         parts = []
         for metric, highest in (("auroc", True), ("fpr95", False)):
-            values = [of_seeds(name, where, metric) for name in names]
+            values = [_of_seeds(results, name, where, metric) for name in names]
             parts.append(marked(values, highest))
         for name, auroc, fpr95 in zip(names, *parts, strict=True):
             cells[name].append(f"{auroc} / {fpr95}")
-    accuracy = mean_and_deviation([run["id_accuracy"] for run in runs])
+    accuracy = mean_and_deviation([run["id_accuracy"] for run in results["seeds"].values()])
     about = (
         f"{results['benchmark']}, {results['model']}, {_seeds(results)}: ID accuracy {accuracy} "
         f"({results['data']['test']['n']} images); mean ± standard deviation over seeds, **best** "
@@ -92,6 +79,36 @@ def seeds_markdown(results: dict[str, Any]) -> str:
     )
     rows = [[f"`{name}`", *row] for name, row in cells.items()]
     return _table(about, results, ["detector", *columns], rows)
+
+
+def seeds_summary_markdown(every: Sequence[dict[str, Any]]) -> str:
+    """AUROC, means over near and far sets, of networks trained from several seeds."""
+    names = list(dict.fromkeys(name for results in every for name in _detectors(results)))
+    columns = {}
+    for results in every:
+        found = _detectors(results)
+        for group in ("near", "far"):
+            if next(iter(found.values()))[group]:
+                values = [_of_seeds(results, name, (group,), "auroc") for name in found]
+                cells = dict(zip(found, marked(values, highest=True), strict=True))
+                columns[f"{results['benchmark']}, {results['model']}, {group}"] = cells
+    rows = [[f"`{name}`", *(cells.get(name, "") for cells in columns.values())] for name in names]
+    return _rows(["detector", *columns], rows)
+
+
+def _detectors(results: dict[str, Any]) -> dict[str, Any]:
+    """Those of the first seed; the others have the same."""
+    return next(iter(results["seeds"].values()))["detectors"]
+
+
+def _of_seeds(
+    results: dict[str, Any], name: str, where: Sequence[str], metric: str
+) -> list[float]:
+    """What a detector reached with each seed, on a set or a group of sets."""
+    found = [run["detectors"][name] for run in results["seeds"].values()]
+    for key in where:
+        found = [part[key] for part in found]
+    return [part[metric] for part in found]
 
 
 def curves_markdown(results: dict[str, Any]) -> str:
@@ -403,9 +420,7 @@ def plan_markdown(
         [
             f"imagenet1k with {network}: {rates}; {models['device']}",
             "",
-            "| " + " | ".join(header) + " |",
-            "|" + " --- |" * len(header),
-            *("| " + " | ".join(row) + " |" for row in rows),
+            _rows(header, rows),
         ]
     )
 
@@ -476,11 +491,14 @@ def _table(about: str, results: dict[str, Any], header: list[str], rows: list[li
             f"{about}; {results['device']}, jax {results['versions']['jax']}; "
             f"`{results['command']}`",
             "",
-            "| " + " | ".join(header) + " |",
-            "|" + " --- |" * len(header),
-            *("| " + " | ".join(row) + " |" for row in rows),
+            _rows(header, rows),
         ]
     )
+
+
+def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    every = ("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join(["| " + " | ".join(header) + " |", "|" + " --- |" * len(header), *every])
 
 
 def _cell(figures: dict[str, float]) -> str:
@@ -490,7 +508,7 @@ def _cell(figures: dict[str, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="+", type=Path)
-    parser.add_argument("--summary", action="store_true", help="one table of all evaluations")
+    parser.add_argument("--summary", action="store_true", help="one table of all evaluations, or of all results over seeds")
     parser.add_argument("--plan", help="time for imagenet1k with this network, of three files")
     given = parser.parse_args()
     every = [json.loads(path.read_text()) for path in given.results]
@@ -498,7 +516,8 @@ def main() -> None:
         print(plan_markdown(*every, network=given.plan))
         return
     if given.summary:
-        print(summary_markdown(every))
+        over_seeds = all("seeds" in results for results in every)
+        print(seeds_summary_markdown(every) if over_seeds else summary_markdown(every))
         return
     for results in every:
         print("\n\n".join(tables(results)), end="\n\n")

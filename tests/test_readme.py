@@ -36,18 +36,22 @@ def tables_module():
     return tables
 
 
-def test_its_summary_comes_from_the_evaluations():
-    names = ("digits_all", "fashion_mnist", "cifar10")
-    found = [json.loads((ROOT / f"experiments/results/{n}.json").read_text()) for n in names]
-    assert tables_module().summary_markdown(found) in README
+def results_of(*names):
+    return [json.loads((ROOT / f"experiments/results/{n}.json").read_text()) for n in names]
+
+
+def test_its_summaries_come_from_the_evaluations():
+    tables = tables_module()
+    found = results_of("digits_all", "fashion_mnist", "cifar10")
+    assert tables.summary_markdown(found) in README
+    found = results_of(
+        "cifar10_seeds", "cifar10_resnet20_seeds", "fashion_mnist_seeds", "digits_seeds"
+    )
+    assert tables.seeds_summary_markdown(found) in README
 
 
 def test_its_plan_for_imagenet_comes_from_the_rates():
-    names = ("loader", "models", "imagenet")
-    found = [
-        json.loads((ROOT / f"experiments/results/benchmark_{name}.json").read_text())
-        for name in names
-    ]
+    found = results_of("benchmark_loader", "benchmark_models", "benchmark_imagenet")
     assert tables_module().plan_markdown(*found, "resnet50") in README
 
 
