@@ -101,9 +101,7 @@ def _detectors(results: dict[str, Any]) -> dict[str, Any]:
     return next(iter(results["seeds"].values()))["detectors"]
 
 
-def _of_seeds(
-    results: dict[str, Any], name: str, where: Sequence[str], metric: str
-) -> list[float]:
+def _of_seeds(results: dict[str, Any], name: str, where: Sequence[str], metric: str) -> list[float]:
     """What a detector reached with each seed, on a set or a group of sets."""
     found = [run["detectors"][name] for run in results["seeds"].values()]
     for key in where:
@@ -508,7 +506,8 @@ def _cell(figures: dict[str, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="+", type=Path)
-    parser.add_argument("--summary", action="store_true", help="one table of all evaluations, or of all results over seeds")
+    help_ = "one table of all evaluations, or of all results over seeds"
+    parser.add_argument("--summary", action="store_true", help=help_)
     parser.add_argument("--plan", help="time for imagenet1k with this network, of three files")
     given = parser.parse_args()
     every = [json.loads(path.read_text()) for path in given.results]

@@ -87,6 +87,18 @@ def test_the_table_over_seeds():
     assert b.startswith("| `b` | *0.7000 ± 0.0000* / **0.2000 ± 0.1414** |")
 
 
+def test_the_summary_over_seeds_has_a_column_for_each_group_that_was_there():
+    one = of_seeds({"a": [0.8, 0.9], "b": [0.7, 0.7]}, {"a": [0.2, 0.2], "b": [0.1, 0.3]})
+    other = of_seeds({"b": [0.4], "c": [0.6]}, {"b": [0.1], "c": [0.2]}) | {"model": "large"}
+    assert TABLES.seeds_summary_markdown([one, other]).split("\n") == [
+        "| detector | digits, small, far | digits, large, far |",
+        "| --- | --- | --- |",
+        "| `a` | **0.8500 ± 0.0707** |  |",
+        "| `b` | *0.7000 ± 0.0000* | *0.4000* |",
+        "| `c` |  | **0.6000** |",
+    ]
+
+
 @pytest.mark.parametrize("count", [1, 6, 7, 100])
 def test_of_long_training_some_epochs_are_shown(count):
     shown = TABLES._some(range(count))
@@ -118,6 +130,24 @@ def test_an_evaluation_is_not_repeated(digits, tmp_path, monkeypatch):
     assert reproduce.main(config)["seeds"] == made["seeds"]
     with pytest.raises(AssertionError, match="evaluated again"):
         reproduce.main(reproduce.replace(config, detectors=("energy",)))
+
+
+def test_training_takes_the_epochs_it_is_told_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    reproduce = script("reproduce")
+    config = reproduce.ReproduceConfig(
+        detectors=("msp",), seeds=(3,), model="resnet20", epochs=1, evaluations=Path("own")
+    )
+    made = reproduce.main(config)
+    assert [len(run["history"]) for run in made["seeds"].values()] == [1]
+    assert "--epochs 1" in made["command"]
+    # The benchmark's own network has the name without the model.
+    assert Path("experiments/results/digits_resnet20_seeds.json").exists()
+
+
+def test_there_is_at_least_one_epoch():
+    with pytest.raises(ValueError, match="epochs is 0"):
+        script("reproduce").ReproduceConfig(epochs=0)
 
 
 @pytest.mark.parametrize("seeds", [(), (1, 1)])
