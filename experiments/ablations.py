@@ -15,10 +15,9 @@ has is not known here: LISTS are tried, each with PROBES.
 
 import datetime
 import json
-import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -437,7 +436,13 @@ def main(config: AblationsConfig) -> None:
             "cut": CUT,
             "seed": config.seed,
             "limit": config.limit,
-            "command": command_of(config),
+            "command": command.line(
+                "python experiments/ablations.py",
+                config,
+                always=("dataset", "checkpoint"),
+                never=("output", "figures", "cache_dir", "only", "draw_only"),
+                folders=False,
+            ),
             "versions": results.versions(),
             "device": results.device(),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -548,21 +553,6 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 def number(label: str) -> float:
     return float(label.rstrip("%"))
-
-
-def command_of(config: AblationsConfig) -> str:
-    """The command that stands for a configuration, without this machine's folders."""
-    words = ["python", "experiments/ablations.py"]
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.name in ("output", "figures", "cache_dir", "only", "draw_only"):
-            continue
-        if value == field.default and field.name not in ("dataset", "checkpoint"):
-            continue
-        inside = isinstance(value, Path) and not value.is_absolute()
-        shown = value.name if isinstance(value, Path) and not inside else value
-        words += ["--" + field.name.replace("_", "-"), str(shown)]
-    return shlex.join(words)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,9 @@ grow tenfold and more where ours double.
 import functools
 import importlib
 import os
-import shlex
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -449,7 +448,9 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
         torch.set_num_threads(threads)
     data = make_data(config)
     found = {
-        "command": command_of(config),
+        "command": command.line(
+            "python experiments/benchmark_detectors.py", config, never=("output",), folders=False
+        ),
         "versions": results.versions() | {package: version(package) for package in VERSIONS},
         "device": results.device(),
         "threads": threads,
@@ -464,16 +465,6 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
     }
     results.write(found, config.output)
     return found
-
-
-def command_of(config: BenchmarkConfig) -> str:
-    """The command line, without folders: they say nothing on another machine."""
-    words = ["python", "experiments/benchmark_detectors.py"]
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if value != field.default and field.name != "output":
-            words += [f"--{field.name}", str(value)]
-    return shlex.join(words)
 
 
 def table(found: Mapping[str, Any]) -> str:

@@ -15,10 +15,9 @@ the fastest runs too. The machine must be idle: other work slows PyTorch more th
 
 import importlib.util
 import os
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -304,7 +303,9 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
         raise UserError("PyTorch is missing; pip install torch, or leave it out with --no-torch")
     results.require_directory("output", config.output.parent)
     found: dict[str, Any] = {
-        "command": command_of(config),
+        "command": command.line(
+            "python experiments/benchmark_models.py", config, never=("output",), folders=False
+        ),
         "versions": results.versions(),
         "device": results.device(),
         "repeats": config.repeats,
@@ -324,20 +325,6 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
     found["forward_passes"] = rows
     results.write(found, config.output)
     return found
-
-
-def command_of(config: BenchmarkConfig) -> str:
-    """The command line, without folders: they say nothing on another machine."""
-    words = ["python", "experiments/benchmark_models.py"]
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if value == field.default or field.name == "output":
-            continue
-        if field.name == "torch":
-            words.append("--no-torch")
-        else:
-            words += [f"--{field.name}", *map(str, value if isinstance(value, tuple) else [value])]
-    return shlex.join(words)
 
 
 def table(found: Mapping[str, Any]) -> str:

@@ -15,10 +15,9 @@ All is measured in one process, warm; what is compared runs in turn, and medians
 """
 
 import importlib.util
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -355,7 +354,9 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
         raise UserError("PyTorch is missing; pip install torch, or leave it out with --no-torch")
     results.require_directory("output", config.output.parent)
     found: dict[str, Any] = {
-        "command": command_of(config),
+        "command": command.line(
+            "python experiments/benchmark_scoring.py", config, never=("output",), folders=False
+        ),
         "versions": results.versions(),
         "device": results.device(),
         "repeats": config.repeats,
@@ -368,21 +369,6 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
         found["gradients"] = measure_gradients(config)
     results.write(found, config.output)
     return found
-
-
-def command_of(config: BenchmarkConfig) -> str:
-    """The command line, without folders: they say nothing on another machine."""
-    words = ["python", "experiments/benchmark_scoring.py"]
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if value == field.default or field.name == "output":
-            continue
-        flag = "--" + field.name.replace("_", "-")
-        if field.name == "torch":
-            words.append("--no-torch")
-        else:
-            words += [flag, value.name if isinstance(value, Path) else str(value)]
-    return shlex.join(words)
 
 
 def table(found: Mapping[str, Any]) -> str:

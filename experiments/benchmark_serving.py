@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -379,8 +379,11 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
                 tell("stopping under load")
                 stop = stop_under_load(clients, process, address, one, max(config.concurrency))
     require_nothing_lost(stop, answered)
+    program = "python experiments/benchmark_serving.py"
+    if config.directory is not None:
+        program += f" {shlex.quote(config.directory.name)}"
     found = {
-        "command": command_of(config),
+        "command": command.line(program, config, never=("directory", "output")),
         "versions": results.versions()
         | {name: metadata.version(name) for name in ("starlette", "uvicorn")},
         "device": results.device(),
@@ -405,19 +408,6 @@ def make_directory(folder: Path) -> Path:
     if subprocess.run(words, cwd=folder).returncode:
         raise UserError("python -m grood_jax.fit failed")
     return made
-
-
-def command_of(config: BenchmarkConfig) -> str:
-    """The command line, without folders: they say nothing on another machine."""
-    words = ["python", "experiments/benchmark_serving.py"]
-    if config.directory is not None:
-        words.append(config.directory.name)
-    for name in [field.name for field in fields(config)][1:-1]:
-        value = getattr(config, name)
-        if value != getattr(BenchmarkConfig, name):
-            several = value if isinstance(value, tuple) else (value,)
-            words += ["--" + name.replace("_", "-"), *map(str, several)]
-    return shlex.join(words)
 
 
 def table(found: Mapping[str, Any]) -> str:

@@ -9,9 +9,8 @@ is not repeated whose results.json is of the same network, command, versions and
 
 import datetime
 import json
-import shlex
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +93,13 @@ def main(config: ReproduceConfig) -> dict[str, Any]:
     made = {
         "benchmark": benchmark.name,
         "model": model,
-        "command": command_of(config),
+        "command": command.line(
+            "python experiments/reproduce.py",
+            config,
+            always=("dataset",),
+            never=("output",),
+            folders=False,
+        ),
         "versions": results.versions(),
         "device": results.device(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -135,8 +140,7 @@ def _evaluated(config: ReproduceConfig, seed: int, loaded: Loaded, run: str) -> 
         seed=seed,
         report=False,
     )
-    paths = ("data_dir", "checkpoint", "output_dir")
-    named = evaluation.command_of(replace(wanted, **{k: shown(getattr(wanted, k)) for k in paths}))
+    named = command.line(evaluation.PROGRAM, wanted, always=("dataset",), folders=False)
     made = {"command": named, "versions": results.versions(), "device": results.device()}
     path = config.evaluations / run / "results.json"
     if path.exists():
@@ -146,24 +150,6 @@ def _evaluated(config: ReproduceConfig, seed: int, loaded: Loaded, run: str) -> 
             tell(f"{path} is of this network and command; it is not made anew")
             return earlier
     return evaluation.run(wanted, report=tell, show_progress=sys.stderr.isatty(), commandline=named)
-
-
-def shown(path: Path | None) -> Path | None:
-    """A path as it may be recorded: folders from the root are a machine's own."""
-    return Path(path.name) if path is not None and path.is_absolute() else path
-
-
-def command_of(config: ReproduceConfig) -> str:
-    """The command that stands for a configuration."""
-    words = ["python", "experiments/reproduce.py"]
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.name == "output" or (value == field.default and field.name != "dataset"):
-            continue
-        several = value if isinstance(value, tuple) else (value,)
-        each = (str(shown(part) if isinstance(part, Path) else part) for part in several)
-        words += ["--" + field.name.replace("_", "-"), *each]
-    return shlex.join(words)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,12 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
 
 from grood_jax.errors import UserError
 
@@ -45,6 +48,43 @@ def parse(default: T, module: str, description: str, argv: Sequence[str] | None)
         if text:
             print("error:", text, file=sys.stderr)
         raise stop
+
+
+def line(
+    program: str,
+    config: Any,
+    *,
+    always: Sequence[str] = (),
+    never: Sequence[str] = (),
+    folders: bool = True,
+) -> str:
+    """The command line that stands for a configuration, for results files.
+
+    Args:
+      program: what is run, such as ``python -m grood_jax.eval``.
+      config: a dataclass; what has its default is left out.
+      always: fields that are named at their defaults too.
+      never: fields that are left out.
+      folders: whether paths from the root are written whole; by their last part otherwise, for
+        the folders of one machine say nothing on another.
+    """
+
+    def shown(value: Any) -> str:
+        whole = folders or not isinstance(value, Path) or not value.is_absolute()
+        return shlex.quote(str(value) if whole else value.name)
+
+    words = [program]
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in never or (value == field.default and field.name not in always):
+            continue
+        name = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            several = value if isinstance(value, tuple) else (value,)
+            words += [f"--{name}", *map(shown, several)]
+    return " ".join(words)
 
 
 def status(work: Callable[[], object]) -> int:

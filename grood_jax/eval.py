@@ -5,7 +5,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,6 +45,8 @@ from grood_jax.reading import BadImages, Reader
 from grood_jax.train import TrainConfig, default_directory
 from grood_jax.train import run as train_model
 from grood_jax.training import recipe
+
+PROGRAM = "python -m grood_jax.eval"
 
 T = TypeVar("T")
 
@@ -327,7 +329,7 @@ def _run(
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(loaded.spec.preprocessing).items()
         },
-        "command": commandline or command_of(config),
+        "command": commandline or command.line(PROGRAM, config, always=("dataset",)),
         "versions": results.versions(),
         "device": results.device(),
         "data": {name: read.described(images) for name, images in data.titled.items()},
@@ -358,23 +360,6 @@ def _run(
         if config.report:
             report(_report(found, shown, fitted.detectors, scores, output_dir))
     return found
-
-
-def command_of(config: EvalConfig) -> str:
-    """The command line that stands for a configuration."""
-    words = ["python", "-m", "grood_jax.eval"]
-    for field in fields(config):
-        value = getattr(config, field.name)
-        flag = "--" + field.name.replace("_", "-")
-        if value == field.default and field.name != "dataset":
-            continue
-        if value is True:
-            words.append(flag)
-        elif value is False:
-            words.append("--no-" + flag.removeprefix("--"))
-        else:
-            words += [flag, *(value if isinstance(value, tuple) else (str(value),))]
-    return shlex.join(words)
 
 
 def _recall(
@@ -595,9 +580,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    words = shlex.join(
-        ["python", "-m", "grood_jax.eval", *(sys.argv[1:] if argv is None else argv)]
-    )
+    words = f"{PROGRAM} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
 
     def work() -> None:
         found = run(config, report=tell, show_progress=True, commandline=words)

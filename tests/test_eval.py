@@ -67,7 +67,11 @@ def test_a_second_run_trains_nothing_and_gives_the_same(digits, in_digits, tmp_p
     first = json.loads((in_digits / "results" / "digits" / "results.json").read_text())
     assert found["checkpoint"] == first["checkpoint"]
     for name in ("grood", "msp"):
-        assert found["detectors"][name]["datasets"] == first["detectors"][name]["datasets"]
+        for dataset, row in first["detectors"][name]["datasets"].items():
+            # Here a batch is divided over eight devices, and on some processors its last digits
+            # are then others, which may break a tie.
+            again = found["detectors"][name]["datasets"][dataset]
+            assert again == pytest.approx(row, abs=1e-6)
 
 
 def test_msp_against_its_definition(in_digits, tmp_path):
@@ -293,8 +297,7 @@ def test_run_is_a_function_of_its_configuration(in_digits, tmp_path):
     found = eval.run(config)
     written = json.loads((tmp_path / "results.json").read_text())
     assert found == written
-    assert eval.command_of(config) == found["command"]
-    again = eval.main(found["command"].split()[3:])
+    again = eval.main(found["command"].removeprefix(eval.PROGRAM).split())
     assert again == 0
     for name, row in json.loads((tmp_path / "results.json").read_text())["detectors"].items():
         assert row["datasets"] == found["detectors"][name]["datasets"]
