@@ -274,7 +274,15 @@ def test_an_unknown_cut_is_found_before_training(tmp_path, monkeypatch, capsys):
     assert "expected a stage of small" in line
 
 
-def test_an_interrupt_ends_with_one_line_and_status_1(tmp_path):
+@pytest.fixture
+def interruptible():
+    """What a shell runs in the background ignores SIGINT, and so would processes started here."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_ends_with_one_line_and_status_1(tmp_path, interruptible):
     with subprocess.Popen(
         [sys.executable, "-m", "grood_jax.train", "--epochs", "500"],
         cwd=tmp_path,
