@@ -8,17 +8,16 @@ layout, IMAGENET one that tests/make_imagenet.py made (JPEGs of about 480 × 360
 so that they come from the system's cache. What is compared runs in turn; medians are reported.
 """
 
-import shlex
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from grood_jax import benchmarks, checks, results
+from grood_jax import benchmarks, checks, command, results
 from grood_jax.data import ImageSet, Preprocessing, batches
 from grood_jax.data.batching import default_workers
 from grood_jax.data.npz import NpzSource
@@ -73,15 +72,10 @@ def main(config: BenchmarkConfig) -> None:
             "folder, JPEG, about 480 × 360 to 224 × 224": (large.train, whole),
         }
         found = {name: measure(config, *where) for name, where in sets.items()}
-    words = ["python", "experiments/benchmark_loader.py"]
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.name != "output" and value != field.default:
-            # Names of folders are this machine's own.
-            shown = value.name if isinstance(value, Path) else str(value)
-            words += [f"--{field.name}", shown]
     made = {
-        "command": shlex.join(words),
+        "command": command.line(
+            "python experiments/benchmark_loader.py", config, never=("output",), folders=False
+        ),
         "versions": results.versions(),
         "device": results.device(),
         "repeats": config.repeats,

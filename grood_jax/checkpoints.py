@@ -307,14 +307,13 @@ def restore(checkpoints: Any, directory: Path, step: int, item: str, like: Any =
     if like is not None:
         # They were saved from devices that another process or machine does not have.
         own = SingleDeviceSharding(jax.local_devices()[0])
-        like = jax.tree.map(
-            lambda a: (
-                a
-                if isinstance(a, np.ndarray)
-                else jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=own)
-            ),
-            like,
-        )
+
+        def here(array: Any) -> Any:
+            if isinstance(array, np.ndarray):
+                return array
+            return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=own)
+
+        like = jax.tree.map(here, like)
     wanted = ocp.args.JsonRestore() if like is None else ocp.args.StandardRestore(like)
     try:
         with _abandoned_reads():
