@@ -26,30 +26,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from grood_jax import (
-    benchmarks,
-    build_bank,
-    checkpoints,
-    checks,
-    command,
-    detectors,
-    devices,
-    harness,
-    models,
-    nearest_distances,
-    results,
-)
-from grood_jax.backbone import Backbone
+from grood_jax import benchmarks, build_bank, detectors, models, nearest_distances
+from grood_jax.backbone.backbone import Backbone
+from grood_jax.backbone.outputs import Outputs
 from grood_jax.benchmarks import OpenBenchmark
-from grood_jax.cache import OutputsCache
-from grood_jax.checkpoints import Loaded
+from grood_jax.cli import command
 from grood_jax.detectors import Detector
 from grood_jax.detectors.grood import GroodState, compared_gradients
-from grood_jax.gradients import distances_to, gradients
-from grood_jax.metrics import ood_metrics
-from grood_jax.outputs import Outputs
-from grood_jax.progress import tell
-from grood_jax.reading import Reader
+from grood_jax.evaluation import fitting, results
+from grood_jax.maths.gradients import distances_to, gradients
+from grood_jax.maths.metrics import ood_metrics
+from grood_jax.passes import devices
+from grood_jax.passes.reading import Reader
+from grood_jax.storage import checkpoints
+from grood_jax.storage.cache import OutputsCache
+from grood_jax.storage.checkpoints import Loaded
+from grood_jax.support import checks, provenance
+from grood_jax.support.progress import tell
 
 CUT = "layer1"
 LAMBDAS = tuple(round(0.1 * i, 1) for i in range(11))
@@ -110,9 +103,9 @@ class Study:
     read: Reader
     caches: dict[str, OutputsCache]
 
-    def prepare(self, made: Iterable[Detector], cut: str = CUT) -> harness.Fitter:
+    def prepare(self, made: Iterable[Detector], cut: str = CUT) -> fitting.Fitter:
         """All that detectors are fitted on, with the network cut after a stage."""
-        return harness.prepare(
+        return fitting.prepare(
             self.backbones[cut],
             self.read.training(self.data.train),
             [("grood", detector) for detector in made],
@@ -124,10 +117,10 @@ class Study:
 
     def outputs(self, made: Iterable[Detector] = (), early: Any = None) -> dict[str, Outputs]:
         """Outputs of all test sets; the first is in distribution."""
-        needs = harness.all_needs(made)
+        needs = fitting.all_needs(made)
         sets = {"test": self.data.test} | {k: images for k, (_, images) in self.data.ood.items()}
         return {
-            name: harness.extract_labelled(
+            name: fitting.extract_labelled(
                 self.backbones[CUT],
                 self.read(images, name),
                 needs=needs,
@@ -162,11 +155,11 @@ class Study:
         return {name: self.row(fitter, detector, outputs) for name, detector in made.items()}
 
     def row(
-        self, fitter: harness.Fitter, detector: Detector, outputs: Mapping[str, Outputs]
+        self, fitter: fitting.Fitter, detector: Detector, outputs: Mapping[str, Outputs]
     ) -> Row:
         # One name for all, so that all draw the same samples.
         state = fitter.fit("grood", detector).state
-        return self.figures(self.scored(lambda each: harness.score(detector, state, each), outputs))
+        return self.figures(self.scored(lambda each: fitting.score(detector, state, each), outputs))
 
 
 def held_out(data: OpenBenchmark) -> Any:
@@ -235,7 +228,7 @@ def by_distance(study: Study) -> dict[str, Row]:
         found |= {
             f"{name}, {of}": study.figures(study.scored(score, outputs))
             for name, score in (
-                ("gradient distance", lambda each: harness.score(detector, state, each)),  # noqa: B023
+                ("gradient distance", lambda each: fitting.score(detector, state, each)),  # noqa: B023
                 ("gradient norm alone", lambda each: gradient_norm(state, each)),  # noqa: B023
                 ("nearness to p_ood", lambda each: nearness(state, each)),  # noqa: B023
             )
@@ -266,7 +259,7 @@ def by_share(study: Study) -> dict[str, Row]:
         draws = []
         for draw in range(DRAWS if share < 1 else 1):
             state = fitter.fit(f"draw {draw}", detector).state
-            scores = study.scored(lambda each: harness.score(detector, state, each), outputs)  # noqa: B023
+            scores = study.scored(lambda each: fitting.score(detector, state, each), outputs)  # noqa: B023
             draws.append(study.figures(scores))
         means = {
             group: {m: float(np.mean([d[group][m] for d in draws])) for m in draws[0][group]}
@@ -288,7 +281,7 @@ def by_neighbour(study: Study) -> dict[str, Row]:
     found = {}
     for k in NEIGHBOURS:
         detector = grood(k=k)
-        scores = study.scored(lambda each: harness.score(detector, state, each), outputs)  # noqa: B023
+        scores = study.scored(lambda each: fitting.score(detector, state, each), outputs)  # noqa: B023
         found[str(k)] = study.figures(scores)
     return found
 
@@ -306,7 +299,7 @@ def by_search(study: Study) -> dict[str, Row]:
         name: np.asarray(compared_gradients(grood(), state, each)) for name, each in outputs.items()
     }
     rows = _rows(state)
-    exact = study.scored(lambda each: harness.score(grood(), state, each), outputs)
+    exact = study.scored(lambda each: fitting.score(grood(), state, each), outputs)
     found = {"exact": study.figures(exact) | {"extra": {"nearest row found": "100.0%"}}}
     for lists in LISTS:
         places_of = by_lists(faiss, rows, lists)
@@ -355,7 +348,7 @@ def by_dtype(study: Study) -> dict[str, Row]:
     fitter, outputs = study.prepare(made.values()), study.outputs()
     states = {name: fitter.fit("grood", each).state for name, each in made.items()}
     scores = {
-        name: study.scored(lambda each: harness.score(made[name], states[name], each), outputs)  # noqa: B023
+        name: study.scored(lambda each: fitting.score(made[name], states[name], each), outputs)  # noqa: B023
         for name in made
     }
     bytes_of = {
@@ -436,15 +429,15 @@ def main(config: AblationsConfig) -> None:
             "cut": CUT,
             "seed": config.seed,
             "limit": config.limit,
-            "command": command.line(
+            "command": provenance.command_line(
                 "python experiments/ablations.py",
                 config,
                 always=("dataset", "checkpoint"),
                 never=("output", "figures", "cache_dir", "only", "draw_only"),
                 folders=False,
             ),
-            "versions": results.versions(),
-            "device": results.device(),
+            "versions": provenance.versions(),
+            "device": provenance.device(),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "data": {name: study.read.described(each) for name, each in study.data.titled.items()},
         }
@@ -494,8 +487,8 @@ def start(config: AblationsConfig) -> Study:
         "preprocessing": asdict(preprocessing),
         "train": read.identity(data.train),
         "validation": None if data.validation is None else read.identity(data.validation),
-        "versions": results.versions(),
-        "device": results.device(),
+        "versions": provenance.versions(),
+        "device": provenance.device(),
     }
     cuts = models.stages(loaded.spec.model)
     backbones = {cut: devices.spread(Backbone.from_nnx(loaded.model, cut=cut)) for cut in cuts}

@@ -35,17 +35,20 @@ import scipy.stats
 from jaxtyping import Float, Int
 
 import grood_jax as gj
-from grood_jax import checks, command, harness, results
+from grood_jax.backbone.outputs import Outputs
+from grood_jax.cli import command
 from grood_jax.detectors import Detector, Training
-from grood_jax.outputs import Outputs
-from grood_jax.progress import tell
+from grood_jax.evaluation import fitting, results
+from grood_jax.support import checks, provenance
+from grood_jax.support.files import require_directory
+from grood_jax.support.progress import tell
 
 OURS = "grood-jax"
 MODULES = {"pytorch-ood": "pytorch_ood.detector", "oodeel": "oodeel.methods"}
 VERSIONS = ("torch", *MODULES, "scipy", "faiss-cpu")
 
 MISSING = "not installed"
-BLOCK = harness.SCORE_ROWS
+BLOCK = fitting.SCORE_ROWS
 
 BETWEEN, WITHIN, RANK, BLUR, SHIFT = 0.3, 1.0, 64, 0.5, 0.4
 """Of made-up features: deviation of the centers, deviation about them in a few directions, how many
@@ -205,7 +208,7 @@ def our_method(detector: Detector, data: Data) -> Method:
     return Method(
         _call(detector.name, detector.options),
         lambda: jax.block_until_ready(detector.fit(training, jax.random.key(0))),
-        lambda state: harness.score(detector, state, data.queries),
+        lambda state: fitting.score(detector, state, data.queries),
     )
 
 
@@ -439,7 +442,7 @@ def measure_all(config: BenchmarkConfig, data: Data, peers: Mapping[str, str]) -
 
 def run(config: BenchmarkConfig) -> dict[str, Any]:
     """Measures all, and writes the results file."""
-    results.require_directory("output", config.output.parent)
+    require_directory("output", config.output.parent)
     jax.config.update("jax_platforms", "cpu")  # as the peers
     peers, threads = available(), os.cpu_count() or 1
     if version("torch") != MISSING:
@@ -448,11 +451,11 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
         torch.set_num_threads(threads)
     data = make_data(config)
     found = {
-        "command": command.line(
+        "command": provenance.command_line(
             "python experiments/benchmark_detectors.py", config, never=("output",), folders=False
         ),
-        "versions": results.versions() | {package: version(package) for package in VERSIONS},
-        "device": results.device(),
+        "versions": provenance.versions() | {package: version(package) for package in VERSIONS},
+        "device": provenance.device(),
         "threads": threads,
         "repeats": config.repeats,
         "rows": config.rows,

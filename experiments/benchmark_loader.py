@@ -17,12 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from grood_jax import benchmarks, checks, command, results
+from grood_jax import benchmarks
 from grood_jax.data import ImageSet, Preprocessing, batches
 from grood_jax.data.batching import default_workers
 from grood_jax.data.npz import NpzSource
 from grood_jax.data.sets import LimitedSet
-from grood_jax.progress import tell
+from grood_jax.evaluation import results
+from grood_jax.support import checks, provenance
+from grood_jax.support.progress import tell
 
 BATCH = 256
 
@@ -73,14 +75,14 @@ def main(config: BenchmarkConfig) -> None:
         }
         found = {name: measure(config, *where) for name, where in sets.items()}
     made = {
-        "command": command.line(
+        "command": provenance.command_line(
             "python experiments/benchmark_loader.py", config, never=("output",), folders=False
         ),
-        "versions": results.versions(),
-        "device": results.device(),
+        "versions": provenance.versions(),
+        "device": provenance.device(),
         "repeats": config.repeats,
         "loader": found,
-        "peak_memory_bytes": results.peak_memory_bytes(),
+        "peak_memory_bytes": provenance.peak_memory_bytes(),
     }
     results.write(made, config.output)
     tell(f"results in {config.output}")

@@ -28,10 +28,14 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from grood_jax import checks, command, models, results
-from grood_jax.errors import UserError
+from grood_jax import models
+from grood_jax.cli import command
+from grood_jax.evaluation import results
 from grood_jax.models import Staged
-from grood_jax.progress import tell
+from grood_jax.support import checks, provenance
+from grood_jax.support.errors import UserError
+from grood_jax.support.files import require_directory
+from grood_jax.support.progress import tell
 
 SIZES: dict[str, tuple[int, tuple[int, ...]]] = {
     "resnet20": (32, (32, 128, 256)),
@@ -301,13 +305,13 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
     """Measures all, and writes the results file."""
     if config.torch and importlib.util.find_spec("torch") is None:
         raise UserError("PyTorch is missing; pip install torch, or leave it out with --no-torch")
-    results.require_directory("output", config.output.parent)
+    require_directory("output", config.output.parent)
     found: dict[str, Any] = {
-        "command": command.line(
+        "command": provenance.command_line(
             "python experiments/benchmark_models.py", config, never=("output",), folders=False
         ),
-        "versions": results.versions(),
-        "device": results.device(),
+        "versions": provenance.versions(),
+        "device": provenance.device(),
         "repeats": config.repeats,
     }
     if config.torch:

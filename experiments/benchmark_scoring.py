@@ -28,15 +28,19 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 import grood_jax as gj
-from grood_jax import checks, command, models, results
+from grood_jax import models
+from grood_jax.backbone.outputs import Outputs
+from grood_jax.cli import command
 from grood_jax.detectors import Training
 from grood_jax.detectors.grood import GroodState
-from grood_jax.errors import UserError
-from grood_jax.gradients import gradients
-from grood_jax.harness import SCORE_ROWS
-from grood_jax.neighbors import search
-from grood_jax.outputs import Outputs
-from grood_jax.progress import tell
+from grood_jax.evaluation import results
+from grood_jax.evaluation.fitting import SCORE_ROWS
+from grood_jax.maths.gradients import gradients
+from grood_jax.neighbors.searching import search
+from grood_jax.support import checks, provenance
+from grood_jax.support.errors import UserError
+from grood_jax.support.files import require_directory
+from grood_jax.support.progress import tell
 
 CLASSES, WIDTH = 10, 512
 """Of the ResNet-18."""
@@ -352,13 +356,13 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
     """Measures all, and writes the results file."""
     if config.torch and importlib.util.find_spec("torch") is None:
         raise UserError("PyTorch is missing; pip install torch, or leave it out with --no-torch")
-    results.require_directory("output", config.output.parent)
+    require_directory("output", config.output.parent)
     found: dict[str, Any] = {
-        "command": command.line(
+        "command": provenance.command_line(
             "python experiments/benchmark_scoring.py", config, never=("output",), folders=False
         ),
-        "versions": results.versions(),
-        "device": results.device(),
+        "versions": provenance.versions(),
+        "device": provenance.device(),
         "repeats": config.repeats,
         "overhead": measure_overhead(config),
     }

@@ -24,7 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import grood_jax as gj
-from grood_jax import bank_building, command, progress, results
+from grood_jax.cli import command
+from grood_jax.evaluation import results
+from grood_jax.neighbors.searching import building as bank_building
+from grood_jax.support import progress, provenance
+from grood_jax.support.files import require_directory
 
 PARTS = ("compare", "growth", "imagenet")
 ROWS, QUERIES, COLUMNS = 50_000, 1_024, 512
@@ -152,7 +156,7 @@ def _compare_on(
         "rows": len(bank),
         "columns": bank.shape[1],
         "axes": ready.axes,
-        "peak_memory_bytes": results.peak_memory_bytes(),
+        "peak_memory_bytes": provenance.peak_memory_bytes(),
         "methods": {
             method: {
                 "microseconds_per_query": medians[method] / len(queries) * 1e6,
@@ -230,7 +234,7 @@ def _grown(
         "index_bytes_per_row": (held - bank.vectors.nbytes) / len(given),
         "device_bytes": held,
         "largest_relative_error": float(np.max(np.abs(distances[:4] - expected) / expected)),
-        "peak_memory_bytes": results.peak_memory_bytes(),
+        "peak_memory_bytes": provenance.peak_memory_bytes(),
     }
 
 
@@ -272,14 +276,14 @@ def main() -> None:
     config = command.parse(default, "benchmark_search", __doc__ or "", None)
 
     def work() -> None:
-        results.require_directory("output_dir", config.output_dir)
+        require_directory("output_dir", config.output_dir)
         for part in config.parts:
             found = {"compare": compare, "growth": growth, "imagenet": imagenet}[part](config)
             about = {
                 # Folders say nothing on another machine.
                 "command": f"python experiments/benchmark_search.py --parts {part}",
-                "versions": results.versions(),
-                "device": results.device(),
+                "versions": provenance.versions(),
+                "device": provenance.device(),
                 "repeats": config.repeats,
             }
             results.write(about | {part: found}, config.output_dir / f"benchmark_{part}.json")

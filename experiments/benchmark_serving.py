@@ -38,12 +38,16 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from grood_jax import checks, command, deployment, results
+from grood_jax.cli import command
 from grood_jax.data import Preprocessing
-from grood_jax.deployment import Deployment
-from grood_jax.errors import UserError
-from grood_jax.progress import tell
-from grood_jax.serving.batching import batch_sizes
+from grood_jax.deploying import deployment
+from grood_jax.deploying.deployment import Deployment
+from grood_jax.deploying.serving.batching import batch_sizes
+from grood_jax.evaluation import results
+from grood_jax.support import checks, provenance
+from grood_jax.support.errors import UserError
+from grood_jax.support.files import require_directory
+from grood_jax.support.progress import tell
 
 BODIES = 16
 """Different images that a client sends in turn."""
@@ -351,7 +355,7 @@ def require_nothing_lost(stop: Mapping[str, Any], before: int) -> None:
 
 def run(config: BenchmarkConfig) -> dict[str, Any]:
     """Measures all, and writes the results file."""
-    results.require_directory("output", config.output.parent)
+    require_directory("output", config.output.parent)
     with tempfile.TemporaryDirectory() as folder:
         directory = config.directory or make_directory(Path(folder))
         deployed = deployment.load(directory)
@@ -383,10 +387,10 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
     if config.directory is not None:
         program += f" {shlex.quote(config.directory.name)}"
     found = {
-        "command": command.line(program, config, never=("directory", "output")),
-        "versions": results.versions()
+        "command": provenance.command_line(program, config, never=("directory", "output")),
+        "versions": provenance.versions()
         | {name: metadata.version(name) for name in ("starlette", "uvicorn")},
-        "device": results.device(),
+        "device": provenance.device(),
         "model": deployed.spec.model,
         "image": [deployed.preprocessing.image_size] * 2 + [deployed.preprocessing.channels],
         "detector": deployed.classifier.detector.name,

@@ -54,7 +54,9 @@ def main() -> int:
         print("error: atheris is not installed; pip install atheris", file=sys.stderr)
         return 1
     # What is imported here is watched: inputs that reach new code are kept.
-    with atheris.instrument_imports(include=["PIL", "grood_jax.data", "grood_jax.serving"]):
+    with atheris.instrument_imports(
+        include=["PIL", "grood_jax.data", "grood_jax.deploying.serving"]
+    ):
         from PIL import Image
 
         from grood_jax.data.preprocessing import Preprocessing, decode
@@ -64,8 +66,8 @@ def main() -> int:
         try:
             from starlette.exceptions import HTTPException
 
-            from grood_jax.serving import images as bodies
-            from grood_jax.serving.limits import Limits
+            from grood_jax.deploying.serving import images as bodies
+            from grood_jax.deploying.serving.limits import Limits
         except ImportError:
             bodies = None
             print("starlette is not installed: bodies of requests are left out", file=sys.stderr)

@@ -18,8 +18,11 @@ import numpy as np
 import optax
 
 import grood_jax as gj
-from grood_jax import benchmarks, checkpoints, command, progress
+from grood_jax import benchmarks
+from grood_jax.cli import command
 from grood_jax.data import batches
+from grood_jax.storage import checkpoints
+from grood_jax.support import progress
 
 WIDTHS = {64: 0, 512: 8, 2048: 3}
 """Columns of each bank, and for how many epochs its head is trained."""

@@ -25,9 +25,9 @@ from jax import Array
 from sklearn.neighbors import NearestNeighbors
 
 import grood_jax as gj
-from grood_jax import results
-from grood_jax.gradients import distances_to, gradients
-from grood_jax.neighbors import search
+from grood_jax.maths.gradients import distances_to, gradients
+from grood_jax.neighbors.searching import search
+from grood_jax.support import provenance
 
 ROOT = Path(__file__).parent.parent
 REPEATS = 9
@@ -148,8 +148,8 @@ def main() -> None:
         {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": commit(),
-            "versions": results.versions(),
-            "device": results.device(),
+            "versions": provenance.versions(),
+            "device": provenance.device(),
             "ratios": measured(),
         },
         ensure_ascii=False,

@@ -25,11 +25,12 @@ import numpy as np
 from flax import nnx
 
 from grood_jax import models
-from grood_jax.backbone import Backbone
+from grood_jax.backbone.backbone import Backbone
 from grood_jax.data.preprocessing import Preprocessing
-from grood_jax.models.import_torch import import_state_dict, torch_shapes
-from grood_jax.models.torch_files import read_state_dict
-from grood_jax.results import device, versions, write
+from grood_jax.evaluation.results import write
+from grood_jax.models.torch.files import read_state_dict
+from grood_jax.models.torch.importing import import_state_dict, torch_shapes
+from grood_jax.support.provenance import device, versions
 
 ImageSize = tuple[int, int]
 Shapes = Mapping[str, tuple[int, ...]]

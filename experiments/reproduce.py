@@ -14,10 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from grood_jax import benchmarks, checks, command, models, results, train, training
-from grood_jax import eval as evaluation
-from grood_jax.checkpoints import Loaded
-from grood_jax.progress import tell
+from grood_jax import benchmarks, models
+from grood_jax.cli import command, train
+from grood_jax.cli import eval as evaluation
+from grood_jax.evaluation import results
+from grood_jax.storage.checkpoints import Loaded
+from grood_jax.support import checks, provenance
+from grood_jax.support.progress import tell
+from grood_jax.training import loop as training
 
 DETECTORS = (
     "grood",
@@ -93,15 +97,15 @@ def main(config: ReproduceConfig) -> dict[str, Any]:
     made = {
         "benchmark": benchmark.name,
         "model": model,
-        "command": command.line(
+        "command": provenance.command_line(
             "python experiments/reproduce.py",
             config,
             always=("dataset",),
             never=("output",),
             folders=False,
         ),
-        "versions": results.versions(),
-        "device": results.device(),
+        "versions": provenance.versions(),
+        "device": provenance.device(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "cut": last["cut"],
         "preprocessing": last["preprocessing"],
@@ -140,8 +144,8 @@ def _evaluated(config: ReproduceConfig, seed: int, loaded: Loaded, run: str) -> 
         seed=seed,
         report=False,
     )
-    named = command.line(evaluation.PROGRAM, wanted, always=("dataset",), folders=False)
-    made = {"command": named, "versions": results.versions(), "device": results.device()}
+    named = provenance.command_line(evaluation.PROGRAM, wanted, always=("dataset",), folders=False)
+    made = {"command": named, "versions": provenance.versions(), "device": provenance.device()}
     path = config.evaluations / run / "results.json"
     if path.exists():
         earlier = json.loads(path.read_text())

@@ -6,9 +6,15 @@ Scores are higher for more out-of-distribution samples, whatever the detector.
 from typing import TYPE_CHECKING, Any
 
 from grood_jax import detectors
-from grood_jax.backbone import Backbone
-from grood_jax.bank import Bank, ShardedBank
-from grood_jax.bank_building import (
+from grood_jax.backbone.backbone import Backbone
+from grood_jax.backbone.outputs import Mix, Outputs
+from grood_jax.conformal.drift import DriftMonitor
+from grood_jax.maths.gradients import ood_gradients
+from grood_jax.maths.metrics import ood_metrics
+from grood_jax.maths.mixup import mix_with_prototypes
+from grood_jax.maths.prototypes import class_prototypes
+from grood_jax.neighbors.bank import Bank, ShardedBank
+from grood_jax.neighbors.building import (
     bank_rows,
     build_bank,
     build_bank_in_pieces,
@@ -16,18 +22,15 @@ from grood_jax.bank_building import (
     merge_banks,
     thin_bank,
 )
-from grood_jax.drift import DriftMonitor
-from grood_jax.errors import UserError
-from grood_jax.gradients import ood_gradients
-from grood_jax.metrics import ood_metrics
-from grood_jax.mixup import mix_with_prototypes
-from grood_jax.neighbors import nearest_distances
-from grood_jax.outputs import Mix, Outputs
-from grood_jax.prototypes import class_prototypes
-from grood_jax.sharding import shard_bank
+from grood_jax.neighbors.searching import nearest_distances
+from grood_jax.neighbors.sharding import shard_bank
+from grood_jax.support import moved
+from grood_jax.support.errors import UserError
 
 if TYPE_CHECKING:
-    from grood_jax.ood_classifier import OODClassifier, Prediction
+    from grood_jax.deploying.ood_classifier import OODClassifier, Prediction
+
+moved.install()
 
 __version__ = "0.1.0"
 
@@ -60,7 +63,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Loads what needs Flax and orbax when it is first asked for."""
     if name in ("OODClassifier", "Prediction"):
-        from grood_jax import ood_classifier
+        from grood_jax.deploying import ood_classifier
 
         return getattr(ood_classifier, name)
     raise AttributeError(f"module 'grood_jax' has no attribute {name!r}")

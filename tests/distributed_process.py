@@ -13,11 +13,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from grood_jax import checkpoints, eval, forward, processes, reading
-from grood_jax.backbone import Backbone
+from grood_jax.backbone.backbone import Backbone
+from grood_jax.cli import eval
 from grood_jax.data import ArraySet, Preprocessing, batches
 from grood_jax.data.sets import UnreadableImage
-from grood_jax.errors import UserError
+from grood_jax.passes import forward, processes, reading
+from grood_jax.storage import checkpoints
+from grood_jax.support.errors import UserError
 
 number, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 jax.config.update("jax_num_cpu_devices", 2)

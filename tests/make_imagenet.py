@@ -24,11 +24,12 @@ from flax import nnx
 from PIL import Image
 
 from grood_jax import benchmarks, models
-from grood_jax.backbone import Backbone
-from grood_jax.checkpoints import ModelSpec, save_model
+from grood_jax.backbone.backbone import Backbone
+from grood_jax.cli.import_torch import PUBLISHED
 from grood_jax.data import ImageSet, Preprocessing, batches
-from grood_jax.models.import_torch import PUBLISHED, import_state_dict
-from grood_jax.models.torch_files import read_state_dict
+from grood_jax.models.torch.files import read_state_dict
+from grood_jax.models.torch.importing import import_state_dict
+from grood_jax.storage.checkpoints import ModelSpec, save_model
 
 OOD = ("ssb_hard", "ninco", "inaturalist", "textures", "openimage_o")
 

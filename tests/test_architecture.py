@@ -1,6 +1,6 @@
 """Imports point downwards, and importing does nothing.
 
-The sources are parsed, not imported. A new module needs a place in LAYERS, and a third-party
+The sources are parsed, not imported. A new module needs a room, and a third-party
 package that is new to the library a line in THIRD_PARTY: that is a decision, so it fails here
 until it has been made.
 """
@@ -14,91 +14,50 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
-# Lowest first. A module may import from the rows below its own and from its own group; groups of
-# one row know nothing of each other. A module belongs to the last group that names it.
-LAYERS: tuple[dict[str, tuple[str, ...]], ...] = (
-    {"basics": ("errors", "checks", "files", "progress", "structures")},
-    {"outputs": ("outputs",)},
-    {"exporting": ("exporting",)},
-    {
-        "mathematics": (
-            "prototypes",
-            "mixup",
-            "perturbation",
-            "grams",
-            "gradients",
-            "bank",
-            "bank_building",
-            "sharding",
-            "neighbors",
-            "metrics",
-            "calibration",
-            "drift",
-        )
-    },
-    {
-        "backbone": ("backbone",),
-        "models": ("models", "models.*"),
-        "detectors": ("detectors", "detectors.*"),
-        "data": ("data", "data.*"),
-    },
-    {"devices": ("devices",), "processes": ("processes",)},
-    {"forward passes": ("forward",)},
-    {
-        "benchmarks": ("benchmarks", "benchmarks.*"),
-        "harness": ("harness",),
-        "checkpoints": ("checkpoints",),
-        "results": ("results",),
-    },
-    {
-        "training": ("training",),
-        "bank files": ("bank_files",),
-        "cache": ("cache",),
-        "search": ("search",),
-        "reading": ("reading",),
-        "saving": ("saving",),
-    },
-    {"classifier": ("ood_classifier",)},
-    {"deployment": ("deployment",)},
-    {"serving": ("serving", "serving.*"), "report": ("report", "report.*")},
-    {"command helpers": ("command",)},
-    {
-        "command lines": (
-            "eval",
-            "train",
-            "fit",
-            "predict",
-            "serve",
-            "models.import_torch",
-            "data.convert",
-        )
-    },
+# Lowest first: a module may import from its own room and from those below it.
+ROOMS = (
+    "support",
+    "maths",
+    "neighbors",
+    "conformal",
+    "backbone",
+    "models",
+    "data",
+    "benchmarks",
+    "detectors",
+    "passes",
+    "storage",
+    "training",
+    "evaluation",
+    "deploying",
+    "cli",
 )
+# What `python -m grood_jax.…` names; nothing but other doors may import them.
+DOORS = ("eval", "fit", "predict", "serve", "train", "models.import_torch", "data.convert")
 
 ANYWHERE = {"jax", "jaxtyping", "numpy"}
-# Where else a package may be imported: groups or modules.
+# Where else a package may be imported: rooms or modules.
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
-    "PIL": ("data", "predict", "report", "serving"),
-    "h11": ("serving",),
-    "flax": ("backbone", "models", "checkpoints", "training", "command lines"),
-    "matplotlib": ("report",),
+    "PIL": ("data", "cli.predict", "evaluation.report", "deploying.serving"),
+    "h11": ("deploying.serving",),
+    "flax": ("backbone", "models", "storage", "training", "cli"),
+    "matplotlib": ("evaluation.report",),
     "optax": ("training",),
-    "orbax": ("checkpoints", "bank files", "saving"),
-    "prometheus_client": ("serving",),
+    "orbax": ("storage",),
+    "prometheus_client": ("deploying.serving",),
     "requests": ("data.download",),
     "scipy": ("data.builtin",),
-    "sklearn": ("metrics", "bank_building", "data.builtin", "report"),
-    "starlette": ("serving",),
-    "tensorflow_datasets": ("data.sources",),
-    "tqdm": ("progress",),
-    "tyro": ("command helpers", "command lines"),
-    "umap": ("report",),
-    "uvicorn": ("serving", "serve"),
+    "sklearn": ("maths.metrics", "neighbors.building", "data.builtin", "evaluation.report"),
+    "starlette": ("deploying.serving",),
+    "tensorflow_datasets": ("data.tfds",),
+    "tqdm": ("support.progress",),
+    "tyro": ("cli",),
+    "umap": ("evaluation.report",),
+    "uvicorn": ("deploying.serving", "cli.serve"),
 }
 
 # What `import grood_jax` alone must not load: slow, optional, or some detectors' business.
@@ -137,13 +96,11 @@ EMPTY = dict.fromkeys(SOURCES, "")
 
 
 def place(module: str) -> tuple[int, str] | None:
-    """The row and group of a module."""
-    found = None
-    for row, groups in enumerate(LAYERS):
-        for group, patterns in groups.items():
-            if any(fnmatch(module, pattern) for pattern in patterns):
-                found = row, group
-    return found
+    """The height and name of a module's room; doors stand above all rooms."""
+    if module in DOORS:
+        return len(ROOMS), "doors"
+    room = module.partition(".")[0]
+    return (ROOMS.index(room), room) if room in ROOMS else None
 
 
 def imports(source: str, modules: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
@@ -185,23 +142,21 @@ def wrong_directions(modules: Mapping[str, str]) -> list[str]:
 
 def misplaced_packages(modules: Mapping[str, str]) -> list[str]:
     """Third-party imports where they do not belong."""
-    found = []
+    complaints = []
     for module, source in modules.items():
-        own = place(module)
-        homes = {module, own[1] if own else ""}
         for package, ours in imports(source, modules):
             if ours or package in sys.stdlib_module_names or package in ANYWHERE:
                 continue
             if package not in THIRD_PARTY:
-                found.append(f"{module} imports {package}: give it a line in THIRD_PARTY")
-            elif not homes & set(THIRD_PARTY[package]):
-                found.append(f"{module} imports {package}; only {THIRD_PARTY[package]} may")
-    return found
+                complaints.append(f"{module} imports {package}: give it a line in THIRD_PARTY")
+            elif not any(f"{module}.".startswith(f"{home}.") for home in THIRD_PARTY[package]):
+                complaints.append(f"{module} imports {package}; only {THIRD_PARTY[package]} may")
+    return complaints
 
 
 def unplaced(modules: Mapping[str, str]) -> list[str]:
     return [
-        f"{module}: give it a place in LAYERS"
+        f"{module}: give it a room, or a line in DOORS"
         for module in modules
         if module and place(module) is None
     ]
@@ -228,6 +183,17 @@ def test_imports_point_downwards():
     assert wrong_directions(SOURCES) == []
 
 
+def test_no_module_stands_outside_a_room():
+    loose = {m for m in SOURCES if m and "." not in m} - set(ROOMS)
+    assert loose == {door for door in DOORS if "." not in door}
+    assert len(ROOMS) <= 15
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_door_is_a_few_lines(door):
+    assert SOURCES[door].count("\n") <= 12
+
+
 def test_nothing_imports_itself_in_a_circle():
     assert cycles(SOURCES) == []
 
@@ -239,25 +205,43 @@ def test_packages_are_imported_where_they_belong():
 def test_the_package_itself_imports_no_command_line():
     targets = {target for target, ours in imports(SOURCES[""], SOURCES) if ours}
     assert targets
-    assert [t for t in targets if (found := place(t)) and found[1] == "command lines"] == []
+    assert [t for t in targets if (found := place(t)) and found[1] in ("cli", "doors")] == []
 
 
 @pytest.mark.parametrize(
     ("module", "source", "complaint"),
     [
-        ("neighbors", "from grood_jax.harness import score", "neighbors .* imports harness"),
-        ("neighbors", "from grood_jax import harness", "neighbors .* imports harness"),
-        ("neighbors", "import grood_jax.harness", "neighbors .* imports harness"),
-        ("mixup", "def f():\n    from grood_jax.outputs import Mix, UserError\n", None),
-        ("outputs", "from grood_jax.mixup import other_classes", r"outputs .* imports mixup"),
-        ("errors", "from grood_jax import UserError", "imports the package itself"),
+        (
+            "neighbors.searching",
+            "from grood_jax.evaluation.fitting import score",
+            r"searching \(neighbors\) imports evaluation.fitting \(evaluation\)",
+        ),
+        (
+            "neighbors.bank",
+            "from grood_jax.evaluation import fitting",
+            "imports evaluation.fitting",
+        ),
+        (
+            "maths.mixup",
+            "import grood_jax.evaluation.fitting",
+            "mixup .* imports evaluation.fitting",
+        ),
+        ("storage.cache", "def f():\n    from grood_jax.maths.mixup import other_classes\n", None),
+        ("maths.mixup", "from grood_jax.backbone.outputs import Mix", "imports backbone.outputs"),
+        ("support.errors", "from grood_jax import UserError", "imports the package itself"),
         ("models.small", "from grood_jax.data import Batch", r"small \(models\) imports data"),
         ("models.small", "from grood_jax.models import staged", None),
         ("data.sets", "from grood_jax.detectors.grood import grood", r"\(data\) imports detectors"),
-        ("harness", "from grood_jax import benchmarks", r"harness .* imports benchmarks"),
-        ("training", "from grood_jax.eval import run", r"imports eval \(command lines\)"),
+        (
+            "passes.forward",
+            "from grood_jax.storage import cache",
+            r"forward .* imports storage.cache",
+        ),
+        ("training.loop", "from grood_jax.eval import run", r"imports eval \(doors\)"),
         ("models.resnet", "import grood_jax.models.import_torch", r"imports models.import_torch"),
-        ("eval", "from grood_jax.train import run", None),
+        ("cli.eval", "from grood_jax.train import run", r"imports train \(doors\)"),
+        ("cli.eval", "from grood_jax.cli.train import run", None),
+        ("eval", "from grood_jax.cli.eval import run", None),
     ],
 )
 def test_wrong_directions_are_seen(module, source, complaint):
@@ -272,14 +256,14 @@ def test_wrong_directions_are_seen(module, source, complaint):
 @pytest.mark.parametrize(
     ("module", "source", "complaint"),
     [
-        ("neighbors", "import flax.nnx", "neighbors imports flax; only"),
-        ("gradients", "def f():\n    import tensorflow_datasets as tfds\n", "tensorflow_datasets"),
-        ("prototypes", "from PIL import Image", "prototypes imports PIL; only"),
-        ("mixup", "import orbax.checkpoint", "mixup imports orbax; only"),
+        ("neighbors.searching", "import flax.nnx", "neighbors.searching imports flax; only"),
+        ("maths.gradients", "def f():\n    import tensorflow_datasets as tfds\n", "datasets"),
+        ("maths.prototypes", "from PIL import Image", "prototypes imports PIL; only"),
+        ("maths.mixup", "import orbax.checkpoint", "mixup imports orbax; only"),
         ("detectors.grood", "from flax import nnx", "detectors.grood imports flax; only"),
-        ("data.sources", "import tensorflow", "tensorflow: give it a line in THIRD_PARTY"),
+        ("data.tfds", "import tensorflow", "tensorflow: give it a line in THIRD_PARTY"),
         ("data.sets", "from PIL import Image\nimport os, jax", None),
-        ("metrics", "from sklearn.metrics import auc", None),
+        ("maths.metrics", "from sklearn.metrics import auc", None),
     ],
 )
 def test_misplaced_packages_are_seen(module, source, complaint):
@@ -292,7 +276,7 @@ def test_misplaced_packages_are_seen(module, source, complaint):
 
 
 def test_a_new_module_must_be_placed():
-    assert unplaced({"brand_new": ""}) == ["brand_new: give it a place in LAYERS"]
+    assert unplaced({"brand_new": ""}) == ["brand_new: give it a room, or a line in DOORS"]
     assert unplaced({"detectors.brand_new": ""}) == []
 
 

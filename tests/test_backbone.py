@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from grood_jax import backbone as module
-from grood_jax.backbone import Backbone
+from grood_jax.backbone import backbone as module
+from grood_jax.backbone.backbone import Backbone
 
 WIDTH, CLASSES = 5, 3
 

@@ -6,7 +6,7 @@ import pytest
 from test_neighbors import gaussian, made, near_a_plane, wide_norms
 
 import grood_jax as gj
-from grood_jax import bank_building
+from grood_jax.neighbors import building as bank_building
 
 DTYPES = ["float32", "bfloat16"]
 QUERIES, ROWS = made(wide_norms)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import grood_jax as gj
-from grood_jax.bank_files import load_bank, save_bank
+from grood_jax.storage.banks import load_bank, save_bank
 
 ROWS = np.random.default_rng(0).normal(size=(700, 24)).astype(np.float32)
 QUERIES = np.random.default_rng(1).normal(size=(40, 24)).astype(np.float32)
@@ -51,7 +51,7 @@ def test_a_damaged_bank_is_refused(tmp_path, monkeypatch):
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     import orbax.checkpoint as ocp
 
-    from grood_jax import checkpoints
+    from grood_jax.storage import checkpoints
 
     with checkpoints.manager(tmp_path) as opened:
         opened.save(0, args=ocp.args.Composite(about=ocp.args.JsonSave({"shape": [1, 1]})))

@@ -8,8 +8,8 @@ import pytest
 from grood_jax import benchmarks
 from grood_jax.data.folders import FolderSource, ImageListSource
 from grood_jax.data.npz import NpzSource
-from grood_jax.data.sources import TfdsSource
-from grood_jax.errors import UserError
+from grood_jax.data.tfds import TfdsSource
+from grood_jax.support.errors import UserError
 
 TOML = """
 name = "pets"

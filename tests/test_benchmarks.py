@@ -11,8 +11,8 @@ from grood_jax import benchmarks
 from grood_jax.benchmarks import Benchmark, OpenBenchmark
 from grood_jax.data import ImageSet, download
 from grood_jax.data.finding import SetSpec
-from grood_jax.data.sources import quiet_tfds
-from grood_jax.errors import UserError
+from grood_jax.data.tfds import quiet_tfds
+from grood_jax.support.errors import UserError
 
 # The prepared data's own description says so; without them these tests are skipped.
 COUNTS = {

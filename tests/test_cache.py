@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from grood_jax.cache import OutputsCache
+from grood_jax.storage.cache import OutputsCache
 
 ABOUT = {"set": "mnist", "n": 3}
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from grood_jax.calibration import (
+from grood_jax.conformal.calibration import (
     Calibration,
     calibrate,
     conformal_p_values,

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from grood_jax import checkpoints, models
-from grood_jax.backbone import Backbone
-from grood_jax.checkpoints import ModelSpec
+from grood_jax import models
+from grood_jax.backbone.backbone import Backbone
 from grood_jax.data import Preprocessing
-from grood_jax.errors import UserError
+from grood_jax.storage import checkpoints
+from grood_jax.storage.checkpoints import ModelSpec
+from grood_jax.support.errors import UserError
 
 SPEC = ModelSpec(
     model="small",

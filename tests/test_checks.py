@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grood_jax import checks
+from grood_jax.support import checks
 
 REAL = [np.float16, jnp.bfloat16, np.float32, np.float64, np.int8, np.int32, np.int64, np.uint8]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from grood_jax import command
+from grood_jax.support import provenance
 
 
 @dataclass(frozen=True)
@@ -31,20 +31,23 @@ class Config:
     ],
 )
 def test_the_command_line_gives_the_configuration_back(config):
-    words = shlex.split(command.line("python run.py", config))
+    words = shlex.split(provenance.command_line("python run.py", config))
     assert words[:2] == ["python", "run.py"]
     assert tyro.cli(Config, args=words[2:]) == config
 
 
 def test_defaults_are_left_out():
-    assert command.line("python run.py", Config()) == "python run.py"
-    assert command.line("run", Config(seeds=(2, 3)), always=("dataset",)) == (
+    assert provenance.command_line("python run.py", Config()) == "python run.py"
+    assert provenance.command_line("run", Config(seeds=(2, 3)), always=("dataset",)) == (
         "run --dataset digits --seeds 2 3"
     )
 
 
 def test_what_says_nothing_elsewhere_can_be_left_out():
     config = Config(data_dir=Path("/home/me/images"), output=Path("/tmp/a.json"))
-    assert command.line("run", config, never=("output",), folders=False) == "run --data-dir images"
+    assert (
+        provenance.command_line("run", config, never=("output",), folders=False)
+        == "run --data-dir images"
+    )
     inside = Config(data_dir=Path("data/tfds"))
-    assert command.line("run", inside, folders=False) == "run --data-dir data/tfds"
+    assert provenance.command_line("run", inside, folders=False) == "run --data-dir data/tfds"

@@ -11,10 +11,12 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from grood_jax import calibration, deployment, fit, predict
+from grood_jax.cli import fit, predict
+from grood_jax.conformal import calibration
 from grood_jax.data import Preprocessing
-from grood_jax.errors import UserError
-from grood_jax.ood_classifier import OODClassifier, Prediction
+from grood_jax.deploying import deployment
+from grood_jax.deploying.ood_classifier import OODClassifier, Prediction
+from grood_jax.support.errors import UserError
 
 COLUMNS = ["path", "class", "name", "score", "p_value", "is_ood"]
 

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 from test_sharding import collectives
 
-from grood_jax import benchmarks, checkpoints, devices, forward, harness
-from grood_jax.backbone import Backbone
+from grood_jax import benchmarks
+from grood_jax.backbone.backbone import Backbone
+from grood_jax.backbone.outputs import Grams, Mix, Perturbed
 from grood_jax.data import batches
 from grood_jax.detectors import create
-from grood_jax.forward import run_training_set
-from grood_jax.outputs import Grams, Mix, Perturbed
+from grood_jax.evaluation import fitting
+from grood_jax.passes import devices, forward
+from grood_jax.passes.forward import run_training_set
+from grood_jax.storage import checkpoints
 
 DIGITS = benchmarks.get("digits")
 NEEDS = (Grams((1, 2)), Mix(2, 0.7), Perturbed(1000.0, 0.002))
@@ -109,15 +112,15 @@ def test_all_scores_are_those_of_one_device(one, eight, data, key):
     images = data.ood["photographs"][1]
     scores = []
     for backbone in (one, eight):
-        fitted = harness.fit_detectors(backbone, train, DETECTORS, key=key)
-        outputs = harness.extract(
+        fitted = fitting.fit_detectors(backbone, train, DETECTORS, key=key)
+        outputs = fitting.extract(
             backbone,
             stream(images, 30),
             needs=fitted.needs,
             early_prototypes=fitted.early_prototypes,
         )
         scores.append(
-            {n: harness.score(f.detector, f.state, outputs) for n, f in fitted.detectors.items()}
+            {n: fitting.score(f.detector, f.state, outputs) for n, f in fitted.detectors.items()}
         )
     for name, expected in scores[0].items():
         spread = expected.max() - expected.min()

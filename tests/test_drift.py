@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from grood_jax import drift
-from grood_jax.calibration import calibrate, conformal_p_values
-from grood_jax.drift import DriftMonitor
-from grood_jax.errors import UserError
+from grood_jax.conformal import drift
+from grood_jax.conformal.calibration import calibrate, conformal_p_values
+from grood_jax.conformal.drift import DriftMonitor
+from grood_jax.support.errors import UserError
 
 
 def p_values_of(held_out, stream):
@@ -360,7 +360,7 @@ def test_a_killed_process_leaves_a_whole_file(tmp_path):
     path = tmp_path / "drift.json"
     program = (
         "import sys\n"
-        "from grood_jax.drift import DriftMonitor\n"
+        "from grood_jax.conformal.drift import DriftMonitor\n"
         "monitor = DriftMonitor.start(20_000)\n"
         "while True:\n"
         "    monitor = monitor.update([1.0])\n"

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from grood_jax import benchmarks, checkpoints, detectors, eval, forward, models, train
-from grood_jax.checkpoints import ModelSpec
+from grood_jax import benchmarks, detectors, models
+from grood_jax.cli import eval, train
 from grood_jax.data import Preprocessing, batches
 from grood_jax.eval import EvalConfig
-from grood_jax.metrics import ood_metrics
+from grood_jax.maths.metrics import ood_metrics
+from grood_jax.passes import forward
+from grood_jax.storage import checkpoints
+from grood_jax.storage.checkpoints import ModelSpec
 
 SETS = {"digits_8_9": ("near", 354), "photographs": ("far", 1664), "uniform_noise": ("far", 1000)}
 

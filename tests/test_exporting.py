@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tiny_network as tiny
 
-from grood_jax import exporting
+from grood_jax.deploying import exporting
+from grood_jax.deploying.ood_classifier import OODClassifier
 from grood_jax.detectors import combine, energy, gram, grood, msp, odin, relative_mahalanobis
-from grood_jax.errors import UserError
-from grood_jax.ood_classifier import OODClassifier
+from grood_jax.support.errors import UserError
 
 pytest.importorskip("flatbuffers", reason="pip install 'grood-jax[export]'")
 

@@ -38,14 +38,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import grood_jax as gj
-from grood_jax import bank_files, cache, calibration, detectors, predict
-from grood_jax import eval as evaluation
-from grood_jax import fit as fitting
-from grood_jax import train as training
+from grood_jax import detectors
+from grood_jax.cli import eval as evaluation
+from grood_jax.cli import fit as fitting
+from grood_jax.cli import predict
+from grood_jax.cli import train as training
+from grood_jax.conformal import calibration
 from grood_jax.data.preprocessing import FORMATS, Preprocessing, decode, fit_pixels
+from grood_jax.deploying.ood_classifier import OODClassifier, Prediction
 from grood_jax.detectors.spec import parse_spec
-from grood_jax.errors import UserError
-from grood_jax.ood_classifier import OODClassifier, Prediction
+from grood_jax.storage import banks as bank_files
+from grood_jax.storage import cache
+from grood_jax.support.errors import UserError
 
 SECONDS = float(os.environ.get("GROOD_FUZZ_SECONDS", 0))
 SLOWEST = 60
@@ -591,7 +595,7 @@ def rewrite(draw, folder, part, sign=None):
 
 @door(12)
 def classifiers_on_disk(draw, world):
-    from grood_jax import saving
+    from grood_jax.storage import saving
 
     def save():
         path = world.place()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import grood_jax as gj
-from grood_jax.gradients import distance, distances_to, prototype_loss
+from grood_jax.maths.gradients import distance, distances_to, prototype_loss
 
 
 def distances(features, prototypes):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grood_jax.grams import gram_sums
+from grood_jax.maths.grams import gram_sums
 
 POWERS = (1, 2, 3, 5)
 

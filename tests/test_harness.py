@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import grood_jax as gj
-from grood_jax import benchmarks, harness
-from grood_jax.backbone import Backbone
+from grood_jax import benchmarks
+from grood_jax.backbone.backbone import Backbone
+from grood_jax.backbone.outputs import Mix, Outputs
 from grood_jax.data import ArraySet, Batch, Preprocessing, batches
 from grood_jax.detectors import (
     Detector,
@@ -24,9 +25,9 @@ from grood_jax.detectors import (
     grood,
     msp,
 )
-from grood_jax.errors import UserError
-from grood_jax.forward import run_training_set
-from grood_jax.outputs import Mix, Outputs
+from grood_jax.evaluation import fitting
+from grood_jax.passes.forward import run_training_set
+from grood_jax.support.errors import UserError
 
 ROWS, BATCH, CLASSES, WIDTH = 70, 32, 4, 6
 PASSES = 3  # ceil(70 / 32)
@@ -137,9 +138,9 @@ def recorder(**needs: Any) -> Detector:
     return Detector("recorder", lambda training, key: training, lambda state, outputs: 0, **needs)
 
 
-def fit(detectors: dict[str, Detector], key: jax.Array, **options: Any) -> harness.FittedAll:
+def fit(detectors: dict[str, Detector], key: jax.Array, **options: Any) -> fitting.FittedAll:
     backbone = shared()
-    return harness.fit_detectors(backbone, train_of(training_set()), detectors, key=key, **options)
+    return fitting.fit_detectors(backbone, train_of(training_set()), detectors, key=key, **options)
 
 
 # How often the network runs.
@@ -167,7 +168,7 @@ def fit(detectors: dict[str, Detector], key: jax.Array, **options: Any) -> harne
 )
 def test_the_network_runs_once_over_the_training_set(key, detectors, mixed_passes):
     backbone, counts = network()
-    harness.fit_detectors(backbone, train_of(training_set()), detectors, key=key)
+    fitting.fit_detectors(backbone, train_of(training_set()), detectors, key=key)
     assert counts.now().early == PASSES + mixed_passes
     assert counts.now().late == PASSES + mixed_passes
 
@@ -176,14 +177,14 @@ def test_interpolation_runs_the_second_stage_once_for_each_copy(key):
     backbone, counts = network()
     options = {"interpolate": True, "interpolate_classes": 2, "ood_prototype": "prototype-mean"}
     correct = np.arange(ROWS) % 5 != 0
-    fitted = harness.fit_detectors(
+    fitted = fitting.fit_detectors(
         backbone, train_of(training_set()), {"grood": grood(**options)}, key=key
     )
     bank_passes = -(-correct.sum() // BATCH)
     assert counts.now().early == PASSES + bank_passes
     assert counts.now().late == PASSES + 2 * bank_passes
     before = counts.now()
-    harness.extract(
+    fitting.extract(
         backbone,
         stream(image_set(BATCH, 2)),
         needs=fitted.needs,
@@ -195,7 +196,7 @@ def test_interpolation_runs_the_second_stage_once_for_each_copy(key):
 
 def test_held_out_images_run_once(key):
     backbone, counts = network()
-    harness.fit_detectors(
+    fitting.fit_detectors(
         backbone,
         train_of(training_set()),
         {
@@ -216,16 +217,16 @@ def test_held_out_images_run_once(key):
 def test_ragged_batches_never_retrace(key):
     backbone, counts = network()
     detectors = {"g": grood(mixup_samples=40, interpolate=True, interpolate_classes=1), "m": msp()}
-    fitted = harness.fit_detectors(backbone, train_of(training_set()), detectors, key=key)
+    fitted = fitting.fit_detectors(backbone, train_of(training_set()), detectors, key=key)
     with_mixes = {"needs": fitted.needs, "early_prototypes": fitted.early_prototypes}
-    harness.extract(backbone, stream(image_set(BATCH, 2)), **with_mixes)
+    fitting.extract(backbone, stream(image_set(BATCH, 2)), **with_mixes)
     before = counts.now()
     for count in (1, 11, 31, 33, 70):
-        found = harness.extract(backbone, stream(image_set(count, count)), **with_mixes)
+        found = fitting.extract(backbone, stream(image_set(count, count)), **with_mixes)
         assert found.features.shape == (count, WIDTH)
     assert counts.now().early_traces == before.early_traces
     # Another training set, of another length: nothing is traced anew either.
-    other = harness.fit_detectors(backbone, train_of(training_set(95)), detectors, key=key)
+    other = fitting.fit_detectors(backbone, train_of(training_set(95)), detectors, key=key)
     assert counts.now().early_traces == before.early_traces
     assert set(other.detectors) == set(fitted.detectors)
 
@@ -241,17 +242,17 @@ def test_scoring_compiles_once(counts):
     detector = Detector("sum", lambda training, key: (), score)
     for count in counts:
         features = np.random.default_rng(count).normal(size=(count, 3)).astype(np.float32)
-        found = harness.score(
+        found = fitting.score(
             detector, jnp.float32(2.0), Outputs(features, np.zeros((count, 4), np.float32))
         )
         np.testing.assert_allclose(found, features.sum(axis=1) + 2, rtol=1e-5, atol=1e-6)
         assert found.shape == (count,)
-    assert traces == [(harness.SCORE_ROWS, 4)]
+    assert traces == [(fitting.SCORE_ROWS, 4)]
 
 
 def test_nothing_to_score():
     nothing = Outputs(np.zeros((0, WIDTH), np.float32), np.zeros((0, CLASSES), np.float32))
-    assert harness.score(msp(), (), nothing).shape == (0,)
+    assert fitting.score(msp(), (), nothing).shape == (0,)
 
 
 # What comes out.
@@ -261,7 +262,7 @@ def test_outputs_are_those_of_the_valid_rows_in_order():
     backbone = shared()
     for count in (1, 11, 32, 33):
         images = image_set(count, count)
-        found = harness.extract(backbone, stream(images))
+        found = fitting.extract(backbone, stream(images))
         hidden = hidden_64(images.images)
         np.testing.assert_allclose(found.features, features_64(hidden), atol=1e-5)
         np.testing.assert_allclose(found.logits, logits_64(hidden), atol=1e-4)
@@ -323,7 +324,7 @@ def check_early_prototypes(
 def test_the_mixup_prototype_against_numpy(key):
     images, asked = training_set(), []
     backbone = shared()
-    fitted = harness.fit_detectors(
+    fitted = fitting.fit_detectors(
         backbone,
         train_of(images, asked=asked),
         {"grood": grood(mixup_samples=20, mixup_weight=0.3)},
@@ -343,7 +344,7 @@ def test_mixed_samples_against_numpy_with_classes_left_out(key):
     images, asked = training_set(), []
     backbone = shared()
     source = MixedTraining(weight=0.6, samples=33, present=(0, 2, 3))
-    fitted = harness.fit_detectors(
+    fitted = fitting.fit_detectors(
         backbone, train_of(images, asked=asked), {"r": recorder(ood=source)}, key=key
     )
     hidden = hidden_64(images.images[asked[0]])
@@ -361,7 +362,7 @@ def test_mixed_copies_against_numpy_at_fitting_and_at_scoring(key, size):
     images = training_set()
     backbone = shared()
     mix, rows = Mix(2, 0.8), np.array([3, 4, 11, 40, 69])
-    fitted = harness.fit_detectors(
+    fitted = fitting.fit_detectors(
         backbone,
         train_of(images, size),
         {"r": recorder(needs=(mix,), rows=lambda training, key: jnp.asarray(rows))},
@@ -374,7 +375,7 @@ def test_mixed_copies_against_numpy_at_fitting_and_at_scoring(key, size):
     mixed = 0.8 * hidden[:, None] + 0.2 * early_means(images)[others]
     expected = np.stack([features_64(mixed[:, k]) for k in range(2)], axis=1)
     np.testing.assert_allclose(fitted.detectors["r"].state.mixed, expected[rows], atol=1e-5)
-    scored = harness.extract(
+    scored = fitting.extract(
         backbone,
         stream(images, size),
         needs=fitted.needs,
@@ -390,9 +391,9 @@ def test_two_detectors_with_different_mixes(key):
         str(mix.classes): recorder(needs=(mix,), rows=lambda training, key: jnp.arange(5))
         for mix in reversed(mixes)
     }
-    fitted = harness.fit_detectors(backbone, train_of(training_set()), detectors, key=key)
+    fitted = fitting.fit_detectors(backbone, train_of(training_set()), detectors, key=key)
     assert fitted.needs == mixes
-    found = harness.extract(
+    found = fitting.extract(
         backbone,
         stream(training_set()),
         needs=fitted.needs,
@@ -409,14 +410,14 @@ def test_interpolation_end_to_end(key):
     backbone = shared()
     images = training_set()
     detector = grood(interpolate=True, interpolate_classes=2, ood_prototype="prototype-mean")
-    fitted = harness.fit_detectors(backbone, train_of(images), {"grood": detector}, key=key)
+    fitted = fitting.fit_detectors(backbone, train_of(images), {"grood": detector}, key=key)
     with_mixes = {"needs": fitted.needs, "early_prototypes": fitted.early_prototypes}
     state = fitted.detectors["grood"].state
-    inside = harness.extract(backbone, stream(images), **with_mixes)
-    outside = harness.extract(backbone, stream(image_set(40, 7)), **with_mixes)
+    inside = fitting.extract(backbone, stream(images), **with_mixes)
+    outside = fitting.extract(backbone, stream(image_set(40, 7)), **with_mixes)
     in_bank = np.arange(ROWS) % 5 != 0
-    own = harness.score(detector, state, inside)
-    strange = harness.score(detector, state, outside)
+    own = fitting.score(detector, state, inside)
+    strange = fitting.score(detector, state, outside)
     assert own[in_bank].max() < 1e-5 * np.median(strange)
     assert strange.min() > 0
 
@@ -433,17 +434,17 @@ def scores_in_batches() -> Callable[[int], dict[str, np.ndarray]]:
 
     @cache
     def run(size: int) -> dict[str, np.ndarray]:
-        fitted = harness.fit_detectors(
+        fitted = fitting.fit_detectors(
             backbone, train_of(training_set(), size), detectors, key=jax.random.key(0)
         )
-        outputs = harness.extract(
+        outputs = fitting.extract(
             backbone,
             stream(image_set(50, 5), size),
             needs=fitted.needs,
             early_prototypes=fitted.early_prototypes,
         )
         return {
-            name: harness.score(one.detector, one.state, outputs)
+            name: fitting.score(one.detector, one.state, outputs)
             for name, one in fitted.detectors.items()
         }
 
@@ -518,7 +519,7 @@ def test_what_is_not_asked_for_is_not_made(key):
 def test_a_missing_source_is_said_before_the_network_runs(key, source):
     backbone, counts = network()
     with pytest.raises(UserError, match=f"ood_prototype '{source}' needs"):
-        harness.fit_detectors(
+        fitting.fit_detectors(
             backbone,
             train_of(training_set()),
             {"grood": create("grood", ood_prototype=source)},
@@ -539,7 +540,7 @@ def test_a_label_that_is_no_class(key, label, row, detector):
     backbone = shared()
     message = f"labels of the training set holds {label}; expected classes from 0 to 3"
     with pytest.raises(ValueError, match=message):
-        harness.fit_detectors(backbone, train_of(images), {"d": detector}, key=key)
+        fitting.fit_detectors(backbone, train_of(images), {"d": detector}, key=key)
 
 
 @pytest.mark.parametrize("stage", ["one", "two", "three"])
@@ -548,7 +549,7 @@ def test_a_network_that_yields_nan(key, stage):
     backbone = replace(shared(), arrays=arrays)
     what = "logits" if stage == "three" else "features"
     with pytest.raises(ValueError, match=f"{what} of the training set holds .* NaN"):
-        harness.fit_detectors(backbone, train_of(training_set()), {"msp": msp()}, key=key)
+        fitting.fit_detectors(backbone, train_of(training_set()), {"msp": msp()}, key=key)
 
 
 def test_activations_that_are_not_finite(key):
@@ -562,14 +563,14 @@ def test_activations_that_are_not_finite(key):
 
     backbone = Backbone.from_functions({}, early, late)
     with pytest.raises(ValueError, match="class means of the activations at the cut holds"):
-        harness.fit_detectors(backbone, train_of(training_set()), {"g": grood()}, key=key)
+        fitting.fit_detectors(backbone, train_of(training_set()), {"g": grood()}, key=key)
 
 
 def test_an_empty_training_set(key):
     backbone = shared()
     empty = image_set(0, 1)
     with pytest.raises(ValueError, match="batches is empty; expected at least one batch"):
-        harness.fit_detectors(backbone, train_of(empty), {"msp": msp()}, key=key)
+        fitting.fit_detectors(backbone, train_of(empty), {"msp": msp()}, key=key)
 
 
 @pytest.mark.parametrize(
@@ -589,18 +590,18 @@ def test_batches_of_other_rows_than_asked_for(key, wrong):
         return stream(images) if rows is None else wrong(images, rows)
 
     with pytest.raises(ValueError, match="train gave other samples than the 20 rows asked for"):
-        harness.fit_detectors(backbone, train, {"grood": grood(mixup_samples=20)}, key=key)
+        fitting.fit_detectors(backbone, train, {"grood": grood(mixup_samples=20)}, key=key)
 
 
 def test_mixes_forgotten_at_scoring(key):
     backbone = shared()
     detector = grood(interpolate=True, ood_prototype="prototype-mean")
-    fitted = harness.fit_detectors(backbone, train_of(training_set()), {"grood": detector}, key=key)
-    plain = harness.extract(backbone, stream(image_set(5, 2)))
+    fitted = fitting.fit_detectors(backbone, train_of(training_set()), {"grood": detector}, key=key)
+    plain = fitting.extract(backbone, stream(image_set(5, 2)))
     with pytest.raises(ValueError, match="outputs.extra has no Mix.*expected it"):
-        harness.score(detector, fitted.detectors["grood"].state, plain)
+        fitting.score(detector, fitted.detectors["grood"].state, plain)
     with pytest.raises(ValueError, match="early_prototypes is None"):
-        harness.extract(backbone, stream(image_set(5, 2)), needs=fitted.needs)
+        fitting.extract(backbone, stream(image_set(5, 2)), needs=fitted.needs)
 
 
 def test_errors_of_a_detector_come_through(key):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grood_jax import benchmarks, eval
+from grood_jax import benchmarks
+from grood_jax.cli import eval
 
 
 @pytest.fixture(scope="module")

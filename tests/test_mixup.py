@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import grood_jax as gj
-from grood_jax.mixup import other_classes
+from grood_jax.maths.mixup import other_classes
 
 CLASSES, WEIGHT = 5, 0.3
 

@@ -10,16 +10,18 @@ import pytest
 from flax import nnx
 
 import grood_jax as gj
-from grood_jax import forward, harness, models
-from grood_jax.backbone import Backbone
+from grood_jax import models
+from grood_jax.backbone.backbone import Backbone
+from grood_jax.backbone.outputs import Grams, Outputs, Perturbed
 from grood_jax.data import ArraySet, Preprocessing, batches
 from grood_jax.detectors import create, gram, msp, names, odin, rebuild
-from grood_jax.errors import UserError
-from grood_jax.grams import gram_sums
+from grood_jax.evaluation import fitting
+from grood_jax.maths.grams import gram_sums
+from grood_jax.maths.perturbation import perturb
 from grood_jax.models import vit
-from grood_jax.outputs import Grams, Outputs, Perturbed
-from grood_jax.perturbation import perturb
-from grood_jax.structures import put_together, take_apart
+from grood_jax.passes import forward
+from grood_jax.support.errors import UserError
+from grood_jax.support.structures import put_together, take_apart
 
 PREPROCESSING = Preprocessing(8, 1, mean=(0.5,), std=(0.25,))
 ROWS, CLASSES = 40, 4
@@ -41,7 +43,7 @@ def stream(images, rows=None):
 
 def fit(backbone, detectors, key):
     data = image_set()
-    return harness.fit_detectors(backbone, lambda rows: stream(data, rows), detectors, key=key)
+    return fitting.fit_detectors(backbone, lambda rows: stream(data, rows), detectors, key=key)
 
 
 def plain(arrays, images):
@@ -81,7 +83,7 @@ def test_gram_and_odin_through_the_harness(key):
     fitted = fit(backbone, detectors, key)
     assert fitted.needs == (Grams((1, 2)), Perturbed(1000.0, 0.01))
     test = image_set(21, 1)
-    outputs = harness.extract(backbone, stream(test), needs=fitted.needs)
+    outputs = fitting.extract(backbone, stream(test), needs=fitted.needs)
     pixels = jnp.asarray(PREPROCESSING.normalize(test.images))
     (layer,), (sums,) = backbone.middle(pixels), outputs.extra[Grams((1, 2))]
     np.testing.assert_allclose(sums, gram_sums(layer, (1, 2)), rtol=1e-3, atol=1e-3)
@@ -89,10 +91,10 @@ def test_gram_and_odin_through_the_harness(key):
     logits = np.asarray(backbone(moved).logits, np.float64) / 1000.0
     powers = np.exp(logits)
     expected = 1 - powers.max(axis=1) / powers.sum(axis=1)
-    scores = harness.score(detectors["odin"], fitted.detectors["odin"].state, outputs)
+    scores = fitting.score(detectors["odin"], fitted.detectors["odin"].state, outputs)
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
     assert np.isfinite(
-        harness.score(detectors["gram"], fitted.detectors["gram"].state, outputs)
+        fitting.score(detectors["gram"], fitted.detectors["gram"].state, outputs)
     ).all()
 
 
@@ -117,12 +119,12 @@ def test_all_detectors_share_one_pass_over_each_set(key):
         return batches(images, PREPROCESSING, batch_size=64, indices=rows)
 
     every = {name: create(name) for name in names()}
-    fitted = harness.fit_detectors(backbone, lambda rows: read(data, rows), every, key=key)
+    fitted = fitting.fit_detectors(backbone, lambda rows: read(data, rows), every, key=key)
     jax.effects_barrier()
     # 160 images in batches of 64, and once more mixed.
     assert len(runs) == 3 + 3
     runs.clear()
-    outputs = harness.extract(
+    outputs = fitting.extract(
         backbone,
         read(image_set(70, 1)),
         needs=fitted.needs,
@@ -131,14 +133,14 @@ def test_all_detectors_share_one_pass_over_each_set(key):
     jax.effects_barrier()
     assert len(runs) == 2 * 3
     for name, found in fitted.detectors.items():
-        scores = harness.score(found.detector, found.state, outputs)
+        scores = fitting.score(found.detector, found.state, outputs)
         assert np.isfinite(scores).all()
         # Each can be taken apart into JSON and arrays, and be put together again.
         described, arrays = take_apart(name, (found.state, dict(found.detector.options)))
         state, options = put_together(json.loads(json.dumps(described)), arrays)
         again = rebuild(name, options)
         assert again.options == found.detector.options
-        np.testing.assert_array_equal(harness.score(again, state, outputs), scores)
+        np.testing.assert_array_equal(fitting.score(again, state, outputs), scores)
     jax.effects_barrier()
     assert len(runs) == 2 * 3
 
@@ -164,15 +166,15 @@ def test_detectors_that_look_into_the_network_take_tokens(key, monkeypatch):
 
     # The others see only features and logits.
     every = {name: create(name) for name in ("grood", "gram", "odin")}
-    fitted = harness.fit_detectors(backbone, lambda rows: read(data, rows), every, key=key)
-    outputs = harness.extract(
+    fitted = fitting.fit_detectors(backbone, lambda rows: read(data, rows), every, key=key)
+    outputs = fitting.extract(
         backbone,
         read(image_set(160, 1)),
         needs=fitted.needs,
         early_prototypes=fitted.early_prototypes,
     )
     for name, found in fitted.detectors.items():
-        scores = harness.score(found.detector, found.state, outputs)
+        scores = fitting.score(found.detector, found.state, outputs)
         assert np.isfinite(scores).all() and np.ptp(scores) > 0, name
 
 
@@ -253,7 +255,7 @@ def test_outputs_without_what_a_detector_needs(key):
     detector = odin()
     outputs = Outputs(jnp.zeros((2, 3)), jnp.zeros((2, CLASSES)))
     with pytest.raises(ValueError, match="outputs.extra has no Perturbed.*expected it"):
-        harness.score(detector, (), outputs)
+        fitting.score(detector, (), outputs)
 
 
 def test_arrays_of_outputs_and_back():

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import grood_jax as gj
-from grood_jax import neighbors
-from grood_jax.bank import reduce
+from grood_jax.neighbors import searching
+from grood_jax.neighbors.bank import reduce
 
 
 def brute_force(queries, bank, k):
@@ -64,7 +64,7 @@ def near_a_plane(rng, rows, width):
     return norms * (rng.normal(size=(rows, 6)) @ plane + 1e-3 * rng.normal(size=(rows, width)))
 
 
-_bounds = jax.jit(neighbors._bounds, static_argnums=3)
+_bounds = jax.jit(searching._bounds, static_argnums=3)
 
 KINDS = [
     gaussian,
@@ -104,8 +104,8 @@ def hard():
 def in_blocks(bank, k, **options):
     """A bank of these rows that is looked at a block of rows at a time."""
     ready = gj.build_bank(bank, memory=2**16, **options)
-    kept = neighbors._list_lengths(ready, k)[0]
-    assert neighbors._block_shape(ready, kept)[1] < len(ready.places)
+    kept = searching._list_lengths(ready, k)[0]
+    assert searching._block_shape(ready, kept)[1] < len(ready.places)
     return ready
 
 
@@ -142,9 +142,9 @@ def test_many_blocks_of_rows_bounded_by_few_axes_equal_brute_force():
 def test_each_search_leaves_fewer_queries_to_the_next():
     queries, bank = hard()
     ready = gj.build_bank(bank)
-    search = jax.jit(neighbors._search_block, static_argnames=("k", "kept"))
+    search = jax.jit(searching._search_block, static_argnames=("k", "kept"))
     left = []
-    for kept in neighbors._list_lengths(ready, 10):
+    for kept in searching._list_lengths(ready, 10):
         found, certain = search(jnp.asarray(queries), ready, k=10, kept=kept)
         expected = brute_force(queries, bank, 10)
         np.testing.assert_allclose(found[certain, -1], expected[certain], rtol=1e-5, atol=0)
@@ -155,7 +155,7 @@ def test_each_search_leaves_fewer_queries_to_the_next():
 @pytest.mark.parametrize("kind", [gaussian, tiny, far_from_the_origin])
 def test_data_of_any_scale_and_offset_need_no_second_search(kind):
     queries, bank = made(kind)
-    search = jax.jit(neighbors._search_block, static_argnames=("k", "kept"))
+    search = jax.jit(searching._search_block, static_argnames=("k", "kept"))
     assert search(jnp.asarray(queries), gj.build_bank(bank), k=1, kept=12)[1].all()
 
 
@@ -176,13 +176,13 @@ def test_bounds_never_exceed_the_distance(kind, seed, shift, scale, dtype):
     differences = queries.astype(np.float64)[:, None] - bank.astype(np.float64)
     squares = ((differences * float(ready.frame.inverse_scale)) ** 2).sum(axis=2)
     places = np.asarray(ready.places)
-    for searched in [ready] if dtype == "bfloat16" else [ready, neighbors._without_axes(ready)]:
+    for searched in [ready] if dtype == "bfloat16" else [ready, searching._without_axes(ready)]:
         points = reduce(jnp.asarray(queries), searched.frame)
         bounds = np.asarray(_bounds(points, searched, 0, 400), np.float64)
         if len(searched.errors):
             bounds = np.sign(bounds) * bounds**2
         else:
-            bounds += np.asarray(neighbors._offset(points, searched), np.float64)
+            bounds += np.asarray(searching._offset(points, searched), np.float64)
         assert (bounds <= squares[:, places]).all()
 
 
@@ -262,7 +262,7 @@ def test_a_bfloat16_bank_gives_the_bits_of_a_float32_bank(kind, monkeypatch):
         found = gj.nearest_distances(queries, ready, k)
         np.testing.assert_array_equal(found, gj.nearest_distances(queries, bank, k))
         # The second time the host's rows are read a part at a time.
-        for module in (gj.bank, neighbors):
+        for module in (gj.neighbors.bank, searching):
             monkeypatch.setattr(module, "HOST_BLOCK", 300 * 4 * 24)
 
 
@@ -318,13 +318,13 @@ def test_any_real_dtype(dtype):
 
 def test_searching_again_with_the_same_shapes_compiles_nothing(monkeypatch):
     traces = []
-    original = neighbors._search_block
+    original = searching._search_block
 
     def counted(queries, *rest, **options):
         traces.append(queries.shape)
         return original(queries, *rest, **options)
 
-    monkeypatch.setattr(neighbors, "_search_block", counted)
+    monkeypatch.setattr(searching, "_search_block", counted)
     queries, bank = made(gaussian, 101, 9, 5)
     gj.nearest_distances(queries, bank, 2)
     first = len(traces)

@@ -9,11 +9,13 @@ import pytest
 import tiny_network as tiny
 
 import grood_jax as gj
-from grood_jax import calibration, detectors, harness
+from grood_jax import detectors
+from grood_jax.conformal import calibration
 from grood_jax.data import Batch
+from grood_jax.deploying.ood_classifier import OODClassifier
 from grood_jax.detectors import Detector, combine, energy, gram, grood, msp, odin
-from grood_jax.errors import UserError
-from grood_jax.ood_classifier import OODClassifier
+from grood_jax.evaluation import fitting
+from grood_jax.support.errors import UserError
 
 TRAIN, HELD_OUT = 200, 99
 
@@ -41,10 +43,10 @@ def test_scores_are_those_of_the_harness(fitted):
         return [Batch(every.images[rows], every.labels[rows], every.valid[rows])]
 
     backbone = tiny.backbone()
-    by_hand = harness.fit_detectors(backbone, train, {"grood": grood()}, key=jax.random.key(0))
+    by_hand = fitting.fit_detectors(backbone, train, {"grood": grood()}, key=jax.random.key(0))
     fresh = tiny.images(37, 2)
     outputs = backbone(fresh)
-    expected = harness.score(grood(), by_hand.detectors["grood"].state, outputs)
+    expected = fitting.score(grood(), by_hand.detectors["grood"].state, outputs)
     found = fitted.predict(fresh)
     np.testing.assert_allclose(found.score, expected, rtol=1e-4, atol=1e-7)
     np.testing.assert_array_equal(found.label, np.asarray(outputs.logits).argmax(axis=1))

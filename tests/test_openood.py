@@ -9,7 +9,7 @@ from grood_jax import benchmarks
 from grood_jax.benchmarks import Benchmark
 from grood_jax.data.finding import SetSpec
 from grood_jax.data.folders import ImageListSource
-from grood_jax.errors import UserError
+from grood_jax.support.errors import UserError
 
 # openood/evaluation_api/datasets.py, DATA_INFO: lists below benchmark_imglist, folders of images.
 CLASSIC, LARGE = "images_classic", "images_largescale"

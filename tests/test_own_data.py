@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grood_jax import benchmarks, eval, fit
+from grood_jax import benchmarks
+from grood_jax.cli import eval, fit
 
 TOML = """
 classes = ["0", "1", "2", "3", "4", "5", "6", "7"]

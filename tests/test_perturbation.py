@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grood_jax.perturbation import perturb
+from grood_jax.maths.perturbation import perturb
 
 SHAPE, CLASSES = (2, 3, 2), 4
 WEIGHTS = np.random.default_rng(0).normal(size=(12, CLASSES))

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grood_jax import benchmarks, eval, processes
+from grood_jax import benchmarks
+from grood_jax.cli import eval
 from grood_jax.data import batches
 from grood_jax.eval import EvalConfig
-from grood_jax.forward import make_anew
-from grood_jax.processes import Processes
+from grood_jax.passes import processes
+from grood_jax.passes.forward import make_anew
+from grood_jax.passes.processes import Processes
 
 LIMIT = 61
 DETECTORS = ("grood:interpolate=true,interpolate_classes=1", "react")

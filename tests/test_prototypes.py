@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import grood_jax as gj
-from grood_jax.prototypes import ClassSums, accumulate, class_sums, means, merge, require_classes
+from grood_jax.maths.prototypes import (
+    ClassSums,
+    accumulate,
+    class_sums,
+    means,
+    merge,
+    require_classes,
+)
 
 CLASSES = 4
 

@@ -65,7 +65,7 @@ def test_its_tables_come_from_the_results_files(path):
 
 def test_its_first_output_is_that_of_the_committed_run():
     results = json.loads((ROOT / "experiments" / "results" / "digits.json").read_text())
-    from grood_jax.results import table
+    from grood_jax.evaluation.results import table
 
     assert table(results) in README
     assert f"ID accuracy {results['id_accuracy']:.4f}" in README

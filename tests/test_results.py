@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from grood_jax import results
+from grood_jax.evaluation import results
+from grood_jax.support import provenance
 
 
 def figures(group, auroc):
@@ -63,8 +64,8 @@ def test_the_file_is_whole_or_as_it_was(tmp_path):
 
 
 def test_versions_and_memory():
-    found = results.versions()
-    assert set(found) == {"python", *results.PACKAGES}
+    found = provenance.versions()
+    assert set(found) == {"python", *provenance.PACKAGES}
     assert found["jax"][0].isdigit()
-    peak = results.peak_memory_bytes()
+    peak = provenance.peak_memory_bytes()
     assert peak is None or 2**26 < peak < 2**40

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grood_jax import saving
-from grood_jax.errors import UserError
+from grood_jax.storage import saving
+from grood_jax.support.errors import UserError
 
 HOW = "make one"
 
@@ -141,7 +141,7 @@ def save_when_told(folder, told, done):
 def server():
     """Starts children that have imported everything already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["grood_jax.saving", "orbax.checkpoint"])
+    context.set_forkserver_preload(["grood_jax.storage.saving", "orbax.checkpoint"])
     return context
 
 

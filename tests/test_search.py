@@ -4,11 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grood_jax import harness, search
-from grood_jax.backbone import Backbone
+from grood_jax.backbone.backbone import Backbone
+from grood_jax.backbone.outputs import Outputs
 from grood_jax.detectors import Detector, create
-from grood_jax.forward import TrainingPass
-from grood_jax.outputs import Outputs
+from grood_jax.evaluation import fitting, tuning
+from grood_jax.passes.forward import TrainingPass
 
 ROWS = 30
 
@@ -21,7 +21,7 @@ def outputs(values):
 def prepared(seen, labels, key):
     backbone = Backbone.from_functions({}, lambda a, x: x, lambda a, h: (h, h))
     training = TrainingPass(backbone, lambda rows: [], seen, labels, None)
-    return harness.Fitter(training, {}, None, key)
+    return fitting.Fitter(training, {}, None, key)
 
 
 def fitter(key):
@@ -53,7 +53,7 @@ INSIDE, OUTSIDE = outputs([0.0, 1.0, 2.0]), outputs([1.5, 3.0])
 
 
 def test_the_best_auroc_chooses(key):
-    found = search.choose(fitter(key), "s", [signed(-1.0), signed(1.0)], INSIDE, OUTSIDE)
+    found = tuning.choose(fitter(key), "s", [signed(-1.0), signed(1.0)], INSIDE, OUTSIDE)
     # Five of the six pairs are in order.
     assert found.detector.options == {"sign": 1.0} and found.values == {"sign": 1.0}
     assert found.auroc == pytest.approx(5 / 6)
@@ -61,36 +61,36 @@ def test_the_best_auroc_chooses(key):
 
 
 def test_the_first_of_equals_is_taken(key):
-    found = search.choose(fitter(key), "s", [signed(2.0), signed(1.0)], INSIDE, OUTSIDE)
+    found = tuning.choose(fitter(key), "s", [signed(2.0), signed(1.0)], INSIDE, OUTSIDE)
     assert found.values == {"sign": 2.0}
 
 
 def test_a_fitted_state_is_shared_where_it_can_be(key):
     fits = []
     tried = [signed(s, fits, fit_key="same") for s in (1.0, 2.0, 3.0)]
-    search.choose(fitter(key), "s", tried, INSIDE, OUTSIDE)
+    tuning.choose(fitter(key), "s", tried, INSIDE, OUTSIDE)
     assert fits == [1.0]
-    search.choose(fitter(key), "s", [signed(s, fits) for s in (4.0, 5.0)], INSIDE, OUTSIDE)
+    tuning.choose(fitter(key), "s", [signed(s, fits) for s in (4.0, 5.0)], INSIDE, OUTSIDE)
     assert fits == [1.0, 4.0, 5.0]
 
 
 def test_values_that_cannot_be_fitted_are_left_out_and_listed(key):
     tried = [signed(1.0), signed(-1.0, fails=True)]
     for order in (tried, tried[::-1]):
-        found = search.choose(fitter(key), "s", order, INSIDE, OUTSIDE)
+        found = tuning.choose(fitter(key), "s", order, INSIDE, OUTSIDE)
         assert (found.tried, found.failed) == (1, ("sign -1.0 cannot be fitted",))
     with pytest.raises(ValueError, match="sign -1.0 cannot be fitted"):
-        search.choose(fitter(key), "s", tried[1:], INSIDE, OUTSIDE)
+        tuning.choose(fitter(key), "s", tried[1:], INSIDE, OUTSIDE)
 
 
 def test_candidates_are_the_grid_without_what_is_given():
-    assert [d.options["k"] for d in search.candidates("knn", {})] == [50, 100, 200, 500, 1000]
-    (one,) = search.candidates("knn", {"k": 7})
+    assert [d.options["k"] for d in tuning.candidates("knn", {})] == [50, 100, 200, 500, 1000]
+    (one,) = tuning.candidates("knn", {"k": 7})
     assert one.options["k"] == 7
-    found = search.candidates("odin", {"noise": 0.0})
+    found = tuning.candidates("odin", {"noise": 0.0})
     assert [d.options["temperature"] for d in found] == [1.0, 10.0, 100.0, 1000.0]
     assert {d.options["noise"] for d in found} == {0.0}
-    (plain,) = search.candidates("msp", {})
+    (plain,) = tuning.candidates("msp", {})
     assert plain.name == "msp"
 
 
@@ -101,6 +101,6 @@ def test_more_neighbours_than_the_shared_bank_has_are_refused(key):
     many = Outputs(features, jnp.zeros((60, 2)))
     tried = [create("knn", k=k) for k in (50, 100)]
     part = Outputs(features[:9], jnp.zeros((9, 2)))
-    found = search.choose(prepared(many, labels, key), "knn", tried, part, part)
+    found = tuning.choose(prepared(many, labels, key), "knn", tried, part, part)
     assert found.values == {"k": 50}
     assert "expected at most the bank's 60 rows" in found.failed[0]

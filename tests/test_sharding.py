@@ -14,7 +14,6 @@ from jax.sharding import Mesh
 from test_neighbors import KINDS, gaussian, made, near_a_plane
 
 import grood_jax as gj
-from grood_jax import neighbors
 
 
 def mesh(**axes):
@@ -70,7 +69,7 @@ def collectives(text):
 def test_only_the_nearest_distances_travel(unchecked):
     queries, bank = made(gaussian)
     sharded = gj.shard_bank(bank, EIGHT)
-    compiled = neighbors._search_shards.lower(jnp.asarray(queries), sharded, 1).compile()
+    compiled = searching._search_shards.lower(jnp.asarray(queries), sharded, 1).compile()
     assert list(collectives(compiled.as_text())) == [("all-gather", 1 * 8 * 40)]
     found = compiled(jnp.asarray(queries), sharded)
     np.testing.assert_array_equal(found, gj.nearest_distances(queries, bank, 1))

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grood_jax.errors import UserError
-from grood_jax.structures import put_together, take_apart
+from grood_jax.support.errors import UserError
+from grood_jax.support.structures import put_together, take_apart
 
 
 @jax.tree_util.register_dataclass

@@ -4,7 +4,9 @@ import re
 
 import pytest
 
-from grood_jax import checkpoints, train, training
+from grood_jax.cli import train
+from grood_jax.storage import checkpoints
+from grood_jax.training import loop as training
 
 
 def test_a_run_from_the_command_line(tmp_path, capsys):

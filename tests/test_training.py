@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from grood_jax import checkpoints, models, training
+from grood_jax import models
 from grood_jax.data import ArraySet, Preprocessing
-from grood_jax.errors import UserError
-from grood_jax.training import TrainOptions
+from grood_jax.storage import checkpoints
+from grood_jax.support.errors import UserError
+from grood_jax.training import loop as training
+from grood_jax.training.loop import TrainOptions
 
 SIZE = 8
 PREPROCESSING = Preprocessing(SIZE, 1, mean=(0.5,), std=(0.25,))
@@ -90,7 +92,7 @@ def test_a_killed_process_resumes_to_the_same_curve(tmp_path):
         import sys
         from pathlib import Path
         from grood_jax.train import TrainConfig, run
-        from grood_jax.training import TrainOptions
+        from grood_jax.training.loop import TrainOptions
         options = TrainOptions(epochs=6, batch_size=64, crop_padding=1, flip=False)
         run(TrainConfig(output_dir=Path(sys.argv[1]), limit=256, options=options))
         """

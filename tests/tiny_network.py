@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grood_jax.backbone import Backbone
+from grood_jax.backbone.backbone import Backbone
 
 CLASSES, WIDTH, SHAPE = 4, 6, (4, 4, 1)
 

@@ -44,8 +44,8 @@ import numpy as np
 import optax
 
 import grood_jax as gj
-from grood_jax import harness
 from grood_jax.data import Batch
+from grood_jax.evaluation import fitting
 
 print(jax.devices())
 COLORS = np.array(["tab:blue", "tab:orange", "tab:green"])
@@ -319,7 +319,7 @@ def read(images, labels, rows=None):
     return [Batch(images[rows], labels[rows], np.ones(len(rows), bool))]
 
 
-fitted = harness.fit_detectors(
+fitted = fitting.fit_detectors(
     backbone,
     partial(read, train, labels),
     {"grood": gj.detectors.grood(mixup_samples=len(train))},
@@ -327,8 +327,8 @@ fitted = harness.fit_detectors(
 )
 grood = fitted.detectors["grood"]
 close(grood.state.ood_prototype, p_ood)
-found = harness.extract(backbone, read(test, np.zeros(len(test), np.int32)))
-close(harness.score(grood.detector, grood.state, found), score(known))
+found = fitting.extract(backbone, read(test, np.zeros(len(test), np.int32)))
+close(fitting.score(grood.detector, grood.state, found), score(known))
 
 # %% [markdown]
 # ## Things to try

@@ -43,10 +43,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import grood_jax as gj
-from grood_jax import benchmarks, harness
-from grood_jax.reading import Reader
+from grood_jax import benchmarks
+from grood_jax.evaluation import fitting
+from grood_jax.passes.reading import Reader
 from grood_jax.train import TrainConfig, run
-from grood_jax.training import recipe
+from grood_jax.training.loop import recipe
 
 print(jax.devices())
 
@@ -147,17 +148,17 @@ plt.show()
 # softmax probability. All detectors share one forward pass.
 
 # %%
-fitted = harness.fit_detectors(
+fitted = fitting.fit_detectors(
     backbone,
     read.training(data.train),
     {"grood": gj.detectors.grood(), "msp": gj.detectors.msp()},
     key=jax.random.key(0),
 )
-outputs = {"digits 0–7": harness.extract(backbone, read(data.test, "test"))} | {
-    name: harness.extract(backbone, read(images, name)) for name, images in unknown_sets.items()
+outputs = {"digits 0–7": fitting.extract(backbone, read(data.test, "test"))} | {
+    name: fitting.extract(backbone, read(images, name)) for name, images in unknown_sets.items()
 }
 scores = {
-    detector: {name: harness.score(f.detector, f.state, found) for name, found in outputs.items()}
+    detector: {name: fitting.score(f.detector, f.state, found) for name, found in outputs.items()}
     for detector, f in fitted.detectors.items()
 }
 for detector, by_set in scores.items():

@@ -45,9 +45,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import grood_jax as gj
-from grood_jax import benchmarks, checkpoints, devices, harness, models, training
-from grood_jax.reading import Reader
-from grood_jax.training import TrainOptions
+from grood_jax import benchmarks, models
+from grood_jax.evaluation import fitting
+from grood_jax.passes import devices
+from grood_jax.passes.reading import Reader
+from grood_jax.storage import checkpoints
+from grood_jax.training import loop as training
+from grood_jax.training.loop import TrainOptions
 
 print(f"{jax.device_count()} devices:", jax.devices())
 
@@ -141,9 +145,9 @@ def timed(name, function):
     return found
 
 
-alone = timed("one device", lambda: harness.extract(one_device, read(data.test, "test")))
+alone = timed("one device", lambda: fitting.extract(one_device, read(data.test, "test")))
 known, labels = timed(
-    "all devices", lambda: harness.extract_labelled(backbone, read(data.test, "test"))
+    "all devices", lambda: fitting.extract_labelled(backbone, read(data.test, "test"))
 )
 difference = np.abs(alone.features - known.features).max()
 assert difference <= 1e-5 * np.abs(alone.features).max()
@@ -157,7 +161,7 @@ print("accuracy:", (known.logits.argmax(axis=1) == labels).mean())
 # own and sends its nearest distance, four bytes a query. The search stays exact.
 
 # %%
-fitted = harness.fit_detectors(
+fitted = fitting.fit_detectors(
     backbone,
     read.training(data.train),
     {"grood": gj.detectors.grood(), "msp": gj.detectors.msp()},
@@ -181,13 +185,13 @@ print("the same distances, bit for bit")
 
 # %%
 outputs = {
-    name: harness.extract(backbone, read(images, name)) for name, (_, images) in data.ood.items()
+    name: fitting.extract(backbone, read(images, name)) for name, (_, images) in data.ood.items()
 }
 scores = {}
 for detector, (fit, state) in {"grood": (grood, divided_state), "msp": (msp, msp.state)}.items():
-    scores[detector] = {"CIFAR-10": harness.score(fit.detector, state, known)}
+    scores[detector] = {"CIFAR-10": fitting.score(fit.detector, state, known)}
     for name, found in outputs.items():
-        scores[detector][name] = harness.score(fit.detector, state, found)
+        scores[detector][name] = fitting.score(fit.detector, state, found)
         metrics = gj.ood_metrics(scores[detector]["CIFAR-10"], scores[detector][name])
         group = data.ood[name][0]
         print(

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from grood_jax import checks
 from grood_jax.benchmarks import openood, small
 from grood_jax.benchmarks.base import Benchmark, Group
 from grood_jax.benchmarks.files import SUFFIXES, read_benchmark
 from grood_jax.benchmarks.opening import OpenBenchmark, identity, open_benchmark
+from grood_jax.support import checks
 
 __all__ = [
     "Benchmark",

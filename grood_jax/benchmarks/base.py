@@ -7,7 +7,7 @@ from typing import Literal
 from grood_jax.data.finding import SetSpec
 from grood_jax.data.npz import NpzSource
 from grood_jax.data.preprocessing import Preprocessing
-from grood_jax.data.sources import TfdsSource
+from grood_jax.data.tfds import TfdsSource
 from grood_jax.models import Name
 
 Group = Literal["near", "far"]

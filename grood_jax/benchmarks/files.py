@@ -7,14 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from grood_jax import checks, models
+from grood_jax import models
 from grood_jax.benchmarks.base import Benchmark
 from grood_jax.data.finding import SetSpec, Source
 from grood_jax.data.folders import FolderSource, ImageListSource
 from grood_jax.data.npz import NpzSource
 from grood_jax.data.preprocessing import Preprocessing
-from grood_jax.data.sources import TfdsSource, first_line
-from grood_jax.errors import UserError
+from grood_jax.data.tfds import TfdsSource, first_line
+from grood_jax.support import checks
+from grood_jax.support.errors import UserError
 
 SUFFIXES = (".toml", ".py")
 

@@ -8,14 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from grood_jax import checks
 from grood_jax.benchmarks.base import Benchmark, Group
 from grood_jax.data.batching import OnUnreadable, read_readable
 from grood_jax.data.finding import Kind, SetSpec, Wanted, find_sets
 from grood_jax.data.preprocessing import Preprocessing
 from grood_jax.data.sets import ImageSet, LimitedSet, PartOfSet
-from grood_jax.data.sources import default_data_dir
-from grood_jax.errors import UserError
+from grood_jax.data.tfds import default_data_dir
+from grood_jax.support import checks
+from grood_jax.support.errors import UserError
 
 VALIDATION_EVERY = 10
 """Of how many ID test images one is for validation, where options are chosen and no validation

@@ -14,7 +14,7 @@ from grood_jax.data import Preprocessing
 from grood_jax.data.finding import SetSpec, Source
 from grood_jax.data.folders import ImageListSource
 from grood_jax.data.npz import NpzSource
-from grood_jax.data.sources import TfdsSource
+from grood_jax.data.tfds import TfdsSource
 
 _IMAGENET = Preprocessing(224, 3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), resize=256)
 

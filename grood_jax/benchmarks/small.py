@@ -6,7 +6,7 @@ from grood_jax.benchmarks.base import Benchmark, tfds
 from grood_jax.data import Preprocessing, builtin
 from grood_jax.data.finding import SetSpec
 from grood_jax.data.npz import NpzSource
-from grood_jax.data.sources import TfdsSource
+from grood_jax.data.tfds import TfdsSource
 
 DIGITS = Benchmark(
     name="digits",

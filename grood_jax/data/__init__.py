@@ -3,7 +3,7 @@
 from grood_jax.data.batching import Batch, batches
 from grood_jax.data.preprocessing import Preprocessing
 from grood_jax.data.sets import ArraySet, ImageSet, LimitedSet
-from grood_jax.data.sources import TfdsSource
+from grood_jax.data.tfds import TfdsSource
 
 __all__ = [
     "ArraySet",

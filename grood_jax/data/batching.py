@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from grood_jax import checks, progress
 from grood_jax.data.preprocessing import Preprocessing
 from grood_jax.data.sets import ImageSet, UnreadableImage
+from grood_jax.support import checks, progress
 
 AHEAD = 2
 """Batches that are read while the caller works on one."""

@@ -3,8 +3,8 @@
 import numpy as np
 from jaxtyping import UInt8
 
-from grood_jax import checks
 from grood_jax.data.sets import ArraySet
+from grood_jax.support import checks
 
 ID_CLASSES = 8
 TEST_SHARE = 0.3

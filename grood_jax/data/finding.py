@@ -9,8 +9,8 @@ from typing import Literal, Protocol, runtime_checkable
 from grood_jax.data import download as downloading
 from grood_jax.data.preprocessing import Preprocessing
 from grood_jax.data.sets import ImageSet
-from grood_jax.data.sources import TfdsSource
-from grood_jax.errors import UserError
+from grood_jax.data.tfds import TfdsSource
+from grood_jax.support.errors import UserError
 
 Kind = Literal["openood", "tfds", "npz", "folder"]
 

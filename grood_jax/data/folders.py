@@ -11,8 +11,8 @@ from jaxtyping import Int, UInt8
 
 from grood_jax.data.preprocessing import Preprocessing
 from grood_jax.data.sets import UnreadableImage
-from grood_jax.data.sources import first_line
-from grood_jax.errors import UserError
+from grood_jax.data.tfds import first_line
+from grood_jax.support.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 """Of image files in a folder."""

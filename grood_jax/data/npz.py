@@ -10,8 +10,8 @@ from jaxtyping import Int, UInt8
 
 from grood_jax.data.preprocessing import Preprocessing
 from grood_jax.data.sets import UnreadableImage
-from grood_jax.data.sources import first_line
-from grood_jax.errors import UserError
+from grood_jax.data.tfds import first_line
+from grood_jax.support.errors import UserError
 
 MAX_UNPACKED = 2**31
 """Bytes of a compressed array, which must be unpacked whole."""

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from grood_jax import checks
+from grood_jax.support import checks
 
 Pixels = Array | np.ndarray
 Interpolation = Literal["bilinear", "bicubic"]

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from grood_jax.errors import UserError
+from grood_jax.support.errors import UserError
 
 
 class UnreadableImage(UserError):

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
 
-from grood_jax import checks
 from grood_jax.detectors.ash import ash
 from grood_jax.detectors.base import (
     Detector,
@@ -44,6 +43,7 @@ from grood_jax.detectors.she import she
 from grood_jax.detectors.temperature_scaling import temperature_scaling
 from grood_jax.detectors.vim import vim
 from grood_jax.detectors.vra import vra
+from grood_jax.support import checks
 
 ENTRY_POINTS = "grood_jax.detectors"
 """The group of entry points under which other packages offer detectors."""

@@ -5,10 +5,10 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from grood_jax import checks
-from grood_jax.detectors.activation import Head, energy, head_of, sharpening, strongest
+from grood_jax.backbone.outputs import Outputs
+from grood_jax.detectors._activation import Head, energy, head_of, sharpening, strongest
 from grood_jax.detectors.base import Detector, Training
-from grood_jax.outputs import Outputs
+from grood_jax.support import checks
 
 GRID = {"percentile": (65.0, 70.0, 75.0, 80.0, 85.0, 90.0, 95.0)}
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, Int
 
-from grood_jax.outputs import Need, Outputs
+from grood_jax.backbone.outputs import Need, Outputs
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from grood_jax import checks
-from grood_jax.bank_building import sampled_rows
+from grood_jax.backbone.outputs import Mix, Need, Outputs
 from grood_jax.detectors.base import Detector, OODSource, Training
-from grood_jax.outputs import Mix, Need, Outputs
+from grood_jax.neighbors.building import sampled_rows
+from grood_jax.support import checks
 
 How = Literal["mean", "max", "min", "fisher"]
 

@@ -3,11 +3,11 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from grood_jax import checks
-from grood_jax.detectors.activation import Head, energy, head_of, percentile_of
+from grood_jax.backbone.outputs import Outputs
+from grood_jax.detectors._activation import Head, energy, head_of, percentile_of
 from grood_jax.detectors.base import Detector, Training
-from grood_jax.outputs import Outputs
-from grood_jax.prototypes import class_prototypes
+from grood_jax.maths.prototypes import class_prototypes
+from grood_jax.support import checks
 
 
 def dice(*, p: float | int = 90.0) -> Detector:

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from grood_jax import checks
+from grood_jax.backbone.outputs import Outputs
 from grood_jax.detectors.base import Detector, Training
-from grood_jax.outputs import Outputs
+from grood_jax.support import checks
 
 
 def energy(*, temperature: float = 1.0) -> Detector:

@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from grood_jax.backbone.outputs import Outputs
+from grood_jax.detectors._probabilities import log_probabilities
 from grood_jax.detectors.base import Detector, Training
-from grood_jax.detectors.probabilities import log_probabilities
-from grood_jax.outputs import Outputs
 
 
 def entropy() -> Detector:

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from grood_jax import checks
+from grood_jax.backbone.outputs import Outputs
+from grood_jax.detectors._statistics import feature_mean, training_features
 from grood_jax.detectors.base import Detector, Training, require_head
-from grood_jax.detectors.statistics import feature_mean, training_features
-from grood_jax.outputs import Outputs
+from grood_jax.support import checks
 
 
 @jax.tree_util.register_dataclass

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from grood_jax import checks
+from grood_jax.backbone.outputs import Outputs
+from grood_jax.detectors._probabilities import log_probabilities
 from grood_jax.detectors.base import Detector, Training
-from grood_jax.detectors.probabilities import log_probabilities
-from grood_jax.outputs import Outputs
+from grood_jax.support import checks
 
 
 def gen(*, gamma: float = 0.1, top: int = 100) -> Detector:

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from grood_jax.backbone.outputs import Outputs
 from grood_jax.detectors.base import Detector, Training
-from grood_jax.outputs import Outputs
 
 
 def gradnorm() -> Detector:

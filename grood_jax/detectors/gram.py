@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from grood_jax import checks
+from grood_jax.backbone.outputs import Grams, Outputs
+from grood_jax.detectors._probabilities import log_probabilities
 from grood_jax.detectors.base import Detector, Training
-from grood_jax.detectors.probabilities import log_probabilities
-from grood_jax.outputs import Grams, Outputs
-from grood_jax.prototypes import require_classes
+from grood_jax.maths.prototypes import require_classes
+from grood_jax.support import checks
 
 HELD_OUT = 0.1
 """The share of each class's training samples by whose deviations layers are weighed."""

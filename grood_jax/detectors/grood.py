@@ -9,9 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from grood_jax import checks
-from grood_jax.bank import Bank, ShardedBank
-from grood_jax.bank_building import DType, build_bank, sampled_rows
+from grood_jax.backbone.outputs import Mix, Outputs
 from grood_jax.detectors.base import (
     Detector,
     MixedTraining,
@@ -20,10 +18,12 @@ from grood_jax.detectors.base import (
     Training,
     Validation,
 )
-from grood_jax.gradients import distances_to, gradients
-from grood_jax.neighbors import search
-from grood_jax.outputs import Mix, Outputs
-from grood_jax.prototypes import class_prototypes, require_classes
+from grood_jax.maths.gradients import distances_to, gradients
+from grood_jax.maths.prototypes import class_prototypes, require_classes
+from grood_jax.neighbors.bank import Bank, ShardedBank
+from grood_jax.neighbors.building import DType, build_bank, sampled_rows
+from grood_jax.neighbors.searching import search
+from grood_jax.support import checks
 
 OODPrototype = Literal["mixup", "noise", "validation", "prototype-mean"]
 

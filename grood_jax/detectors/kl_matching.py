@@ -8,10 +8,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from grood_jax.backbone.outputs import Outputs
+from grood_jax.detectors._probabilities import log_probabilities
 from grood_jax.detectors.base import Detector, Training
-from grood_jax.detectors.probabilities import log_probabilities
-from grood_jax.outputs import Outputs
-from grood_jax.prototypes import class_prototypes
+from grood_jax.maths.prototypes import class_prototypes
 
 
 @jax.tree_util.register_dataclass

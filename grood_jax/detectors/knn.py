@@ -3,13 +3,13 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from grood_jax import checks
-from grood_jax.bank import Bank
-from grood_jax.bank_building import build_bank
+from grood_jax.backbone.outputs import Outputs
+from grood_jax.detectors._statistics import rows_of_bank, training_features, unit_rows
 from grood_jax.detectors.base import Detector, Training
-from grood_jax.detectors.statistics import rows_of_bank, training_features, unit_rows
-from grood_jax.neighbors import search
-from grood_jax.outputs import Outputs
+from grood_jax.neighbors.bank import Bank
+from grood_jax.neighbors.building import build_bank
+from grood_jax.neighbors.searching import search
+from grood_jax.support import checks
 
 
 def knn(*, k: int = 50, sampling_ratio: float = 1.0) -> Detector:

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from grood_jax import checks
+from grood_jax.backbone.outputs import Outputs
+from grood_jax.detectors._statistics import feature_mean, training_features, unit_rows
 from grood_jax.detectors.base import Detector, Training, require_head
-from grood_jax.detectors.statistics import feature_mean, training_features, unit_rows
-from grood_jax.outputs import Outputs
+from grood_jax.support import checks
 
 GRID = {"alpha": (1e-4, 1e-3, 1e-2, 1e-1)}
 

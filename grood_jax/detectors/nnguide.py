@@ -7,16 +7,16 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from grood_jax import checks
-from grood_jax.detectors.base import Detector, Training
-from grood_jax.detectors.statistics import (
+from grood_jax.backbone.outputs import Outputs
+from grood_jax.detectors._statistics import (
     ROWS,
     product,
     rows_of_bank,
     training_features,
     unit_rows,
 )
-from grood_jax.outputs import Outputs
+from grood_jax.detectors.base import Detector, Training
+from grood_jax.support import checks
 
 LEAST_RATIO = 0.01
 """The share of the training samples in the bank, if nothing else is asked for."""

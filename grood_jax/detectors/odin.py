@@ -4,17 +4,17 @@ from dataclasses import replace
 
 from jaxtyping import Array, Float
 
-from grood_jax import checks
+from grood_jax.backbone.outputs import Outputs, Perturbed
 from grood_jax.detectors.base import Detector, Training
 from grood_jax.detectors.msp import msp
-from grood_jax.outputs import Outputs, Perturbed
+from grood_jax.support import checks
 
 
 def odin(*, temperature: float = 1000.0, noise: float = 0.0014) -> Detector:
     """ODIN; the score is ``1 − max softmax(z(x̃) / T)``.
 
     ``x̃`` is the image with each pixel moved by ε against the gradient of
-    ``−log softmax(z(x) / T)_ŷ``: see `grood_jax.perturbation`. A second forward pass and one
+    ``−log softmax(z(x) / T)_ŷ``: see `grood_jax.maths.perturbation`. A second forward pass and one
     backward pass of each image. The published score is the probability itself, higher for ID.
 
     Args:

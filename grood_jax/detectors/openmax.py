@@ -9,10 +9,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from grood_jax import checks
+from grood_jax.backbone.outputs import Outputs
 from grood_jax.detectors.base import Detector, Training
-from grood_jax.outputs import Outputs
-from grood_jax.prototypes import class_prototypes, require_classes
+from grood_jax.maths.prototypes import class_prototypes, require_classes
+from grood_jax.support import checks
 
 Distance = Literal["euclidean", "cosine", "eucos"]
 

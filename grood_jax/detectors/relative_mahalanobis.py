@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from grood_jax.detectors.base import Detector, Training
-from grood_jax.detectors.statistics import (
+from grood_jax.backbone.outputs import Outputs
+from grood_jax.detectors._statistics import (
     Gaussians,
     fit_background,
     fit_class_gaussians,
     nearest_squared_distance,
 )
-from grood_jax.outputs import Outputs
+from grood_jax.detectors.base import Detector, Training
 
 
 @jax.tree_util.register_dataclass

@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from grood_jax import checks
+from grood_jax.backbone.outputs import Outputs
+from grood_jax.detectors._statistics import ResidualSpace, residual_norm, residual_space
 from grood_jax.detectors.base import Detector, Training
-from grood_jax.detectors.statistics import ResidualSpace, residual_norm, residual_space
-from grood_jax.outputs import Outputs
+from grood_jax.support import checks
 
 
 def residual(*, dim: int | None = None) -> Detector:

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from grood_jax import checks
+from grood_jax.backbone.outputs import Outputs
+from grood_jax.detectors._statistics import training_features, unit_rows
 from grood_jax.detectors.base import Detector, Training
-from grood_jax.detectors.statistics import training_features, unit_rows
-from grood_jax.outputs import Outputs
-from grood_jax.prototypes import class_prototypes, require_classes
+from grood_jax.maths.prototypes import class_prototypes, require_classes
+from grood_jax.support import checks
 
 Metric = Literal["inner_product", "euclidean", "cosine"]
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from grood_jax import checks
+from grood_jax.backbone.outputs import Outputs
 from grood_jax.detectors.base import Detector, Training
 from grood_jax.detectors.msp import msp
-from grood_jax.outputs import Outputs
+from grood_jax.support import checks
 
 LIMIT = 10.0
 """Temperatures are sought from 1 / LIMIT to LIMIT."""

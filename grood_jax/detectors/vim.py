@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from grood_jax import checks
-from grood_jax.detectors.base import Detector, Training
-from grood_jax.detectors.statistics import (
+from grood_jax.backbone.outputs import Outputs
+from grood_jax.detectors._statistics import (
     EPSILON,
     ROWS,
     ResidualSpace,
     residual_norm,
     residual_space,
 )
-from grood_jax.outputs import Outputs
+from grood_jax.detectors.base import Detector, Training
+from grood_jax.support import checks
 
 
 @jax.tree_util.register_dataclass

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from grood_jax import checks
-from grood_jax.detectors.activation import Head, energy, head_of, percentile_of
+from grood_jax.backbone.outputs import Outputs
+from grood_jax.detectors._activation import Head, energy, head_of, percentile_of
 from grood_jax.detectors.base import Detector, Training
-from grood_jax.outputs import Outputs
+from grood_jax.support import checks
 
 
 @jax.tree_util.register_dataclass

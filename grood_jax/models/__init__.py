@@ -5,7 +5,6 @@ from typing import Literal
 
 from flax import nnx
 
-from grood_jax import checks
 from grood_jax.models.efficientnet import EfficientNetLite0
 from grood_jax.models.regnet import regnet_y_16gf
 from grood_jax.models.resnet import cifar_resnet, imagenet_resnet, openood_resnet18
@@ -13,6 +12,7 @@ from grood_jax.models.small import Small
 from grood_jax.models.staged import Staged
 from grood_jax.models.swin import swin_t
 from grood_jax.models.vit import ViT
+from grood_jax.support import checks
 
 Importable = Literal[
     "resnet18_32x32",

@@ -4,10 +4,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from grood_jax.errors import UserError
 from grood_jax.models.attention import MLP, SelfAttention
 from grood_jax.models.layers import NARROW, conv, layer_norm
 from grood_jax.models.staged import Staged
+from grood_jax.support.errors import UserError
 
 PATCH = 16
 EPSILON = 1e-6

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from grood_jax.data import Preprocessing
-from grood_jax.data.sources import quiet_tfds
+from grood_jax.data.tfds import quiet_tfds
 
 
 def encoded(image: np.ndarray, file_format: str = "PNG") -> bytes:

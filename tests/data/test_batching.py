@@ -11,7 +11,7 @@ import pytest
 
 from grood_jax.data import ArraySet, Batch, Preprocessing, batches
 from grood_jax.data.sets import UnreadableImage
-from grood_jax.errors import UserError
+from grood_jax.support.errors import UserError
 
 PLAIN = Preprocessing(4, 1, mean=(0.0,), std=(1 / 255,))
 """Leaves pixels as they are."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from grood_jax.data import download
-from grood_jax.errors import UserError
+from grood_jax.support.errors import UserError
 
 
 @pytest.fixture(autouse=True)

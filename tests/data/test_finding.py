@@ -12,7 +12,7 @@ from prepared import encoded, random_images, write
 from grood_jax.data import ArraySet, ImageSet, Preprocessing, TfdsSource, convert, download
 from grood_jax.data.finding import SetSpec, Wanted, find_sets
 from grood_jax.data.npz import NpzSource
-from grood_jax.errors import UserError
+from grood_jax.support.errors import UserError
 
 SIZE = Preprocessing(8, 3, mean=(0.0,) * 3, std=(1.0,) * 3)
 IMAGES = [(encoded(image), 0) for image in random_images(4, 8, 3)]

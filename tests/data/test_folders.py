@@ -8,7 +8,7 @@ from prepared import encoded, random_images, sized
 
 from grood_jax.data.folders import FolderSource, ImageListSource
 from grood_jax.data.sets import UnreadableImage
-from grood_jax.errors import UserError
+from grood_jax.support.errors import UserError
 
 LISTED = ImageListSource("benchmark_imglist/toy/test_toy.txt", "images_classic")
 IMAGES = random_images(5, 8, 3)

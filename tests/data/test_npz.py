@@ -6,7 +6,7 @@ from prepared import random_images, sized
 
 from grood_jax.data import npz
 from grood_jax.data.npz import NpzSource
-from grood_jax.errors import UserError
+from grood_jax.support.errors import UserError
 
 SOURCE = NpzSource("toy_test.npz")
 IMAGES = random_images(6, 8, 3)

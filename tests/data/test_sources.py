@@ -11,8 +11,8 @@ import pytest
 from prepared import encoded, random_images, sized, write
 
 from grood_jax.data import ImageSet, TfdsSource
-from grood_jax.data.sources import TfdsSet, default_data_dir
-from grood_jax.errors import UserError
+from grood_jax.data.tfds import TfdsSet, default_data_dir
+from grood_jax.support.errors import UserError
 
 COUNT = 50
 SHARDS = 3

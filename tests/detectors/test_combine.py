@@ -14,6 +14,7 @@ from scipy.special import logsumexp
 from scipy.stats import combine_pvalues, kstest
 
 import grood_jax as gj
+from grood_jax.backbone.outputs import Grams, Mix, Perturbed
 from grood_jax.detectors import Detector, MixedTraining, Noise, Training, Validation
 from grood_jax.detectors.combine import CombineState, combine
 from grood_jax.detectors.energy import energy
@@ -21,7 +22,6 @@ from grood_jax.detectors.grood import grood
 from grood_jax.detectors.knn import knn
 from grood_jax.detectors.msp import msp
 from grood_jax.detectors.residual import residual
-from grood_jax.outputs import Grams, Mix, Perturbed
 
 HOWS = ("mean", "max", "min", "fisher")
 WIDTH, CLASSES, SAMPLES, QUERIES = 8, 4, 200, 60

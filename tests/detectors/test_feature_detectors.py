@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import grood_jax as gj
-from grood_jax.detectors import Training, statistics
+from grood_jax.detectors import Training
+from grood_jax.detectors import _statistics as statistics
 from grood_jax.detectors.fdbd import fdbd
 from grood_jax.detectors.knn import knn
 from grood_jax.detectors.mahalanobis import mahalanobis

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import grood_jax as gj
+from grood_jax.backbone.outputs import Grams
 from grood_jax.detectors import Training, gram
-from grood_jax.outputs import Grams
 
 POWERS, CHANNELS, CLASSES = (1, 3), (4, 6), 3
 NEED = Grams(POWERS)

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import grood_jax as gj
-from grood_jax import harness
 from grood_jax.data import Batch
 from grood_jax.detectors import GroodState, MixedTraining, Noise, Training, Validation, grood
 from grood_jax.detectors.grood import least_like_training
+from grood_jax.evaluation import fitting
 
 ROWS, TESTS, OOD, CLASSES, WIDTH = 60, 25, 40, 5, 6
 
@@ -196,8 +196,8 @@ def test_a_bank_on_the_host_gives_the_same_scores(key):
     state = on_host.fit(data, key)
     assert state.bank.host is not None and state.bank.vectors.shape[0] == 0
     np.testing.assert_array_equal(
-        harness.score(on_host, state, data.outputs),
-        harness.score(detector, detector.fit(data, key), data.outputs),
+        fitting.score(on_host, state, data.outputs),
+        fitting.score(detector, detector.fit(data, key), data.outputs),
     )
 
 
@@ -296,7 +296,7 @@ def test_scores_are_the_same_compiled_and_in_any_batch(key):
     together = np.asarray(jax.jit(detector.score)(state, test))
     first = gj.Outputs(test.features[:1], test.logits[:1])
     np.testing.assert_allclose(detector.score(state, first), together[:1], atol=1e-6)
-    np.testing.assert_allclose(harness.score(detector, state, test), together, atol=1e-6)
+    np.testing.assert_allclose(fitting.score(detector, state, test), together, atol=1e-6)
 
 
 @settings(deadline=None, max_examples=15)
@@ -425,7 +425,7 @@ class Reference:
 def fitted(detector, key):
     backbone, _ = network()
     train = batches(images(), Reference().labels)
-    return harness.fit_detectors(backbone, train, {"grood": detector}, key=key)
+    return fitting.fit_detectors(backbone, train, {"grood": detector}, key=key)
 
 
 def state_of(detector, key):
@@ -487,13 +487,13 @@ def test_interpolation_from_images_to_scores(key, count, weight, present):
     found = fitted(detector, key)
     state = found.detectors["grood"].state
     np.testing.assert_allclose(rows_of(state), bank, rtol=0, atol=1e-6)
-    test = harness.extract(
+    test = fitting.extract(
         backbone,
         batches(images(TESTS, 7), np.zeros(TESTS))(None),
         needs=found.needs,
         early_prototypes=found.early_prototypes,
     )
-    np.testing.assert_allclose(harness.score(detector, state, test), scores, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(fitting.score(detector, state, test), scores, rtol=1e-4, atol=1e-6)
 
 
 def test_the_bank_of_a_sampled_interpolation_holds_the_rows_that_were_mixed(key):

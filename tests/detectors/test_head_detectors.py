@@ -7,7 +7,7 @@ import pytest
 
 import grood_jax as gj
 from grood_jax.detectors import Training
-from grood_jax.detectors.activation import percentile_of
+from grood_jax.detectors._activation import percentile_of
 from grood_jax.detectors.ash import ash
 from grood_jax.detectors.dice import dice
 from grood_jax.detectors.gradnorm import gradnorm

@@ -8,6 +8,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
 import grood_jax as gj
+from grood_jax.detectors._probabilities import log_probabilities
 from grood_jax.detectors.base import Training
 from grood_jax.detectors.energy import energy
 from grood_jax.detectors.entropy import entropy
@@ -15,7 +16,6 @@ from grood_jax.detectors.gen import gen
 from grood_jax.detectors.kl_matching import kl_matching
 from grood_jax.detectors.max_logit import max_logit
 from grood_jax.detectors.msp import msp
-from grood_jax.detectors.probabilities import log_probabilities
 from grood_jax.detectors.temperature_scaling import temperature_scaling
 
 CLASSES, TRAINED, SCORED = 6, 240, 40

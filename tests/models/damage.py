@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from grood_jax.errors import UserError
-from grood_jax.models.torch_files import read_state_dict
+from grood_jax.models.torch.files import read_state_dict
+from grood_jax.support.errors import UserError
 
 
 def require_arrays_or_a_user_error(path: Path, content: bytes) -> None:

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grood_jax.backbone import Backbone
+from grood_jax.backbone.backbone import Backbone
 from grood_jax.data import Preprocessing
-from grood_jax.mixup import mix_with_prototypes
-from grood_jax.models.import_torch import import_state_dict
-from grood_jax.models.torch_files import read_state_dict
+from grood_jax.maths.mixup import mix_with_prototypes
+from grood_jax.models.torch.files import read_state_dict
+from grood_jax.models.torch.importing import import_state_dict
 
 PREPROCESSING = Preprocessing(32, 3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 TOLERANCE = 1e-4

@@ -15,11 +15,14 @@ import torch_reference
 from flax import nnx
 from torch_writer import write_state
 
-from grood_jax import checkpoints, models
-from grood_jax.errors import UserError
-from grood_jax.models import import_torch
-from grood_jax.models.import_torch import ImportConfig, import_state_dict, main, run
+from grood_jax import models
+from grood_jax.cli import import_torch
+from grood_jax.models.import_torch import ImportConfig, main, run
+from grood_jax.models.torch import importing
+from grood_jax.models.torch.importing import import_state_dict
 from grood_jax.models.vit import ViT
+from grood_jax.storage import checkpoints
+from grood_jax.support.errors import UserError
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -140,7 +143,7 @@ def named(name: str, image_size: int = 224, channels: int = 3) -> dict[str, np.n
             name, num_classes=5, channels=channels, image_size=image_size, rngs=nnx.Rngs(0)
         )
     )
-    shapes = import_torch.torch_shapes(model, name)
+    shapes = importing.torch_shapes(model, name)
     return {key: np.broadcast_to(np.float32(1), shape) for key, shape in shapes.items()}
 
 

@@ -11,9 +11,9 @@ from flax import nnx
 from jax import export
 
 from grood_jax import models
-from grood_jax.models.import_torch import import_state_dict
 from grood_jax.models.resnet import BasicBlock, PadShortcut, Projection, Stem
 from grood_jax.models.swin import neighbours
+from grood_jax.models.torch.importing import import_state_dict
 
 
 def layers(count: int) -> tuple[str, ...]:

@@ -11,8 +11,8 @@ from damage import require_arrays_or_a_user_error
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from grood_jax.errors import UserError
-from grood_jax.models.torch_files import read_state_dict
+from grood_jax.models.torch.files import read_state_dict
+from grood_jax.support.errors import UserError
 
 DTYPES = {
     "F64": np.float64,

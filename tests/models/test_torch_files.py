@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch_writer import Build, Call, Global, Ordered, Persistent, Raw, Storage, tensor
 
-from grood_jax.errors import UserError
-from grood_jax.models.torch_files import read_state_dict
+from grood_jax.models.torch.files import read_state_dict
+from grood_jax.support.errors import UserError
 
 FORMS = {"legacy": torch_format.legacy, "zip": torch_format.zipped}
 both = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)

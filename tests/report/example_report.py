@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grood_jax import detectors, harness, report, results
+from grood_jax import detectors
+from grood_jax.backbone.outputs import Outputs
 from grood_jax.data import ArraySet
 from grood_jax.detectors import Training
-from grood_jax.metrics import ood_metrics
-from grood_jax.outputs import Outputs
+from grood_jax.evaluation import fitting, report, results
+from grood_jax.maths.metrics import ood_metrics
 
 # Where it is installed it is slow; one test has a stand-in.
 sys.modules["umap"] = None  # type: ignore[assignment]
@@ -24,7 +25,7 @@ CENTERS = {"test": 0.0, "shifted": 0.3, HOSTILE: 1.5, "far_away": 4.0}
 
 @dataclass(frozen=True)
 class Example:
-    """What `grood_jax.report.write` takes."""
+    """What `grood_jax.evaluation.report.write` takes."""
 
     results: dict
     sets: list
@@ -84,8 +85,8 @@ def example(names=("grood", "msp")):
         options = {"ood_prototype": "prototype-mean"} if name == "grood" else {}
         detector = detectors.create(name, **options)
         state = detector.fit(training, jax.random.key(0))
-        fitted[name] = harness.Fitted(detector, state, 0.1)
-        own = {s.name: harness.score(detector, state, s.outputs) for s in shown}
+        fitted[name] = fitting.Fitted(detector, state, 0.1)
+        own = {s.name: fitting.score(detector, state, s.outputs) for s in shown}
         inside = np.concatenate([own[s.name] for s in shown if s.group == "ID"])
         scores[name], found[name] = own, figures(inside, shown, own)
     return Example(

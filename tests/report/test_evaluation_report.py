@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grood_jax import benchmarks, eval, report, results
+from grood_jax import benchmarks
+from grood_jax.cli import eval
 from grood_jax.data import ArraySet
 from grood_jax.data.sets import UnreadableImage
-from grood_jax.metrics import ood_metrics
+from grood_jax.evaluation import report, results
+from grood_jax.maths.metrics import ood_metrics
 
 pytest.importorskip("matplotlib", reason="needs pip install 'grood-jax[report]'")
 

@@ -16,10 +16,11 @@ from example_report import HOSTILE, SETS, example, shown_sets
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_curve
 
-from grood_jax import gradients, report, results
 from grood_jax.data.sets import UnreadableImage
-from grood_jax.metrics import ood_metrics
-from grood_jax.report import contents, curves, figures, gallery, spaces, svg
+from grood_jax.evaluation import report, results
+from grood_jax.evaluation.report import contents, curves, figures, gallery, spaces, svg
+from grood_jax.maths import gradients
+from grood_jax.maths.metrics import ood_metrics
 
 pytest.importorskip("matplotlib", reason="needs pip install 'grood-jax[report]'")
 

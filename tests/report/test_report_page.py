@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from example_report import HOSTILE, SETS, example
 
-from grood_jax import results
-from grood_jax.report import figures
+from grood_jax.evaluation import results
+from grood_jax.evaluation.report import figures
 
 pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
 pytest.importorskip("matplotlib", reason="needs pip install 'grood-jax[report]'")

@@ -16,7 +16,7 @@ from PIL import Image
 pytest.importorskip("starlette", reason="needs pip install 'grood-jax[serve]'")
 httpx = pytest.importorskip("httpx", reason="needs pip install httpx")
 
-from grood_jax.serving.app import create_app  # noqa: E402
+from grood_jax.deploying.serving.app import create_app  # noqa: E402
 
 
 class Client:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grood_jax import command, serve
+from grood_jax.cli import command, serve
 from grood_jax.data import Preprocessing
-from grood_jax.serving.limits import Limits
+from grood_jax.deploying.serving.limits import Limits
 
 SIZE, CLASSES = 8, 10
 NAMES = ("black", "coal", "slate", "iron", "lead", "ash", "silver", "pearl", "snow", "white")

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from grood_jax.serving.limits import Limits
+from grood_jax.deploying.serving.limits import Limits
 
 JSON, NPY = "application/json", "application/x-npy"
 SMALL = Limits(max_batch=4, max_queue=4, max_body=20_000, max_pixels=4096)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grood_jax.serving.batching import Batcher, QueueFull, batch_sizes
+from grood_jax.deploying.serving.batching import Batcher, QueueFull, batch_sizes
 
 
 class Gate:

@@ -4,8 +4,8 @@ import importlib.util
 
 import pytest
 
-from grood_jax import command, serve
-from grood_jax.serving.limits import Limits
+from grood_jax.cli import command, serve
+from grood_jax.deploying.serving.limits import Limits
 
 
 @pytest.mark.parametrize(

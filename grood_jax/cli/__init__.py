@@ -1,0 +1,1 @@
+"""The command lines behind the doors: what a user types, and what is printed."""

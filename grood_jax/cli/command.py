@@ -1,0 +1,63 @@
+"""What the command lines share: exit statuses and one clear line for what a user can mend."""
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from grood_jax.support.errors import UserError
+
+T = TypeVar("T")
+
+
+def parse(default: T, module: str, description: str, argv: Sequence[str] | None) -> T:
+    """Reads a configuration from the command line.
+
+    Args:
+      default: the configuration where the command line says nothing.
+      module: the module that is run, for the help.
+      description: what the command does, for the help.
+      argv: the arguments; those of the process by default.
+
+    Raises:
+      SystemExit: with status 2 after one line on stderr, for bad usage; with 0 after --help.
+    """
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                type(default),
+                prog=f"python -m {module}",
+                description=" ".join(description.split()),
+                default=default,
+                args=argv,
+            )
+    except SystemExit as stop:
+        # tyro draws a box under a title; a log wants one line.
+        text = " ".join(re.sub(r"[\u2500-\u257f]+|-{5,}|[|+]", " ", said.getvalue()).split())
+        title = r"^(Value error|Invalid choice|Unrecognized options|Parsing error|Missing \w+) "
+        text = re.sub(r"Error parsing \w+: ", "", re.sub(title, "", text))
+        if text:
+            print("error:", text, file=sys.stderr)
+        raise stop
+
+
+def status(work: Callable[[], object]) -> int:
+    """Runs a command's work; returns 0, or 1 after one line on stderr for what a user can mend."""
+    try:
+        work()
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # A computation may still be under way, and the interpreter must not end under it.
+        os._exit(1)
+    return 0

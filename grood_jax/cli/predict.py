@@ -1,0 +1,265 @@
+"""The command line of answers: ``python -m grood_jax.predict``."""
+
+import csv
+import io
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import tyro
+from jaxtyping import UInt8
+
+from grood_jax.cli import command
+from grood_jax.data import Preprocessing
+from grood_jax.data.folders import SUFFIXES
+from grood_jax.data.tfds import first_line
+from grood_jax.deploying import deployment
+from grood_jax.deploying.deployment import Deployment
+from grood_jax.support import checks, progress
+from grood_jax.support.errors import UserError
+
+DESCRIPTION = """Answers for images, in lines of CSV or JSON: path, class and its name, score
+(higher for more OOD), p-value, and whether the image is taken for OOD. The directory is one of
+python -m grood_jax.fit; images are files, folders with all their subfolders, or .npz files with an
+array of bytes (N, H, W) or (N, H, W, C). An image that cannot be read is reported on stderr; the
+others go on, and the exit status is 1. Only regular files are read, image files of up to 256 MiB
+with up to 2^26 pixels; in the answers, what is no text in a path is written with backslashes."""
+
+COLUMNS = ("path", "class", "name", "score", "p_value", "is_ood")
+
+MAX_FILE = 2**28
+"""Bytes of an image file: even uncompressed, no more pixels than are allowed need more."""
+
+Read = tuple[str, UInt8[np.ndarray, "h w c"] | str]
+"""An image's path with its pixels, or with what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """What is asked, and of what.
+
+    Attributes:
+      directory: of the classifier, as python -m grood_jax.fit writes it.
+      images: files, folders, or .npz files.
+      format: of the lines.
+      batch_size: images at once.
+      fdr: decide on all images together, so that of those taken for OOD at most this share is
+        expected to be in distribution (they are answered when all have been read).
+    """
+
+    directory: tyro.conf.Positional[Path] = tyro.MISSING
+    images: tyro.conf.Positional[tuple[Path, ...]] = tyro.MISSING
+    format: Literal["csv", "jsonl"] = "csv"
+    batch_size: int = 64
+    fdr: float | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+          ValueError: an option outside its range.
+        """
+        checks.at_least("batch_size", self.batch_size, 1)
+        if self.fdr is not None and not 0 < checks.fraction("fdr", self.fdr) < 1:
+            raise ValueError(f"fdr is {self.fdr}; expected a number in (0, 1)")
+
+
+def run(
+    config: PredictConfig,
+    *,
+    stream: io.TextIOBase | None = None,
+    report: Callable[[str], None] = print,
+    show_progress: bool = False,
+) -> int:
+    """Writes a line of answers for each image, as they come.
+
+    Args:
+      config: what is asked.
+      stream: takes the lines; stdout by default.
+      report: takes a line for each image that cannot be read.
+      show_progress: shows a bar on stderr.
+
+    Returns:
+      How many images could not be read.
+
+    Raises:
+      UserError: the directory cannot be used, or there is no image.
+    """
+    deployed = deployment.load(config.directory)
+    paths = [path for given in config.images for path in _files(given)]
+    if not paths:
+        raise UserError(
+            f"no image in {', '.join(map(str, config.images)) or 'nothing'}; expected files that "
+            f"end in {', '.join(SUFFIXES)} or .npz"
+        )
+    lines = _lines(config.format, sys.stdout if stream is None else stream)
+    failed = 0
+    answered: list[dict[str, Any]] = []
+    with (
+        closing(_read_ahead(paths, deployed.preprocessing, config.batch_size)) as batches,
+        progress.bar(len(paths), "images", shown=show_progress) as bar,
+    ):
+        for done, batch in batches:
+            for path, wrong in batch:
+                if isinstance(wrong, str):
+                    report(f"{path}: {wrong}")
+                    failed += 1
+            good = [(path, pixels) for path, pixels in batch if not isinstance(pixels, str)]
+            rows = _answers(deployed, good) if good else []
+            if config.fdr is None:
+                lines(rows)
+            else:
+                answered += rows
+            bar.update(done)
+    if config.fdr is not None and answered:
+        from grood_jax.conformal.calibration import false_discovery
+
+        chosen = false_discovery(np.array([row["p_value"] for row in answered]), config.fdr)
+        lines([{**row, "is_ood": bool(ood)} for row, ood in zip(answered, chosen, strict=True)])
+    if failed:
+        report(f"{failed} of {len(paths)} paths could not be read")
+    return failed
+
+
+def _answers(deployed: Deployment, good: Sequence[Read]) -> list[dict[str, Any]]:
+    found = deployed.predict(np.stack([np.asarray(pixels) for _, pixels in good]))
+    return [
+        {
+            "path": path,
+            "class": int(found.label[i]),
+            "name": deployed.class_names[found.label[i]],
+            "score": float(found.score[i]),
+            "p_value": float(found.p_value[i]),
+            "is_ood": bool(found.is_ood[i]),
+        }
+        for i, (path, _) in enumerate(good)
+    ]
+
+
+def _lines(kind: str, stream: Any) -> Callable[[list[dict[str, Any]]], None]:
+    if kind == "csv":
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+
+    def write(rows: list[dict[str, Any]]) -> None:
+        if kind == "csv":
+            writer.writerows({**row, "is_ood": str(row["is_ood"]).lower()} for row in rows)
+        else:
+            stream.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        stream.flush()
+
+    return write
+
+
+def _files(given: Path) -> list[Path]:
+    """What a path stands for; one that is missing is reported when it is read."""
+    # Not given.is_dir(): that raises for a path that no file can have.
+    if not os.path.isdir(given):
+        return [given]
+    wanted = (*SUFFIXES, ".npz")
+    return sorted(p for p in given.rglob("*") if p.suffix.lower() in wanted and p.is_file())
+
+
+def _read_ahead(
+    paths: Sequence[Path], preprocessing: Preprocessing, size: int
+) -> Generator[tuple[int, list[Read]]]:
+    """Images in order, ``size`` at a time and how many paths they end; the next are read ahead."""
+
+    def read() -> Iterator[tuple[int, list[Read]]]:
+        done = 0
+        batch: list[Read] = []
+        for path in paths:
+            for image in _read(path, preprocessing):
+                if len(batch) == size:
+                    yield done, batch
+                    done, batch = 0, []
+                batch.append(image)
+            done += 1
+        if batch or done:
+            yield done, batch
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        source = read()
+        ahead = pool.submit(next, source, None)
+        while (found := ahead.result()) is not None:
+            ahead = pool.submit(next, source, None)
+            yield found
+
+
+def _read(path: Path, preprocessing: Preprocessing) -> Iterator[Read]:
+    name = _written(path)
+    try:
+        if path.suffix.lower() == ".npz":
+            for number, pixels in enumerate(_arrays(path)):
+                yield f"{name}[{number}]", preprocessing.fit_pixels(pixels)
+        else:
+            with _opened(path) as stream:
+                length = os.fstat(stream.fileno()).st_size
+                if length > MAX_FILE:
+                    raise ValueError(f"it has {length} bytes; expected at most {MAX_FILE}")
+                encoded = stream.read()
+            yield name, preprocessing.decode(encoded)
+    except Exception as error:
+        # NumPy's and zipfile's readers raise whatever they meet.
+        yield name, (isinstance(error, OSError) and error.strerror) or first_line(error)
+
+
+def _written(path: Path) -> str:
+    """A path as one line of UTF-8, which a name of arbitrary bytes need not be."""
+    text = str(path)
+    if text.isprintable():
+        return text
+    return text.encode("unicode_escape").decode("ascii")
+
+
+def _opened(path: Path) -> BinaryIO:
+    """A regular file; others may be endless, or never say anything."""
+
+    def without_waiting(name: str, flags: int) -> int:
+        # Opening a named pipe would wait for somebody to write to it.
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    stream = open(path, "rb", opener=without_waiting)
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise ValueError("it is no regular file")
+    return stream
+
+
+def _arrays(path: Path) -> UInt8[np.ndarray, "n ..."]:
+    with _opened(path) as stream:
+        file = np.load(stream, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it is no .npz file, as numpy.savez writes it")
+        names = [name for name in ("images", "x_test") if name in file] or list(file)
+        if not names:
+            raise ValueError("it holds no array; expected bytes (N, H, W) or (N, H, W, C)")
+        # What is no array comes as bytes.
+        array = np.asarray(file[names[0]])
+    channels = array.shape[3] if array.ndim == 4 else 1
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or channels not in (1, 3):
+        raise ValueError(
+            f"array {names[0]} has dtype {array.dtype} and shape {array.shape}; expected bytes "
+            "(uint8), (N, H, W) or (N, H, W, C) with 1 or 3 channels"
+        )
+    return array
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns its exit status."""
+    config = command.parse(PredictConfig(), "grood_jax.predict", DESCRIPTION, argv)
+    failed = 0
+
+    def work() -> None:
+        nonlocal failed
+        failed = run(config, report=progress.tell, show_progress=True)
+
+    return command.status(work) or min(failed, 1)

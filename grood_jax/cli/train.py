@@ -1,0 +1,123 @@
+"""The command line of training: ``python -m grood_jax.train``."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from grood_jax import benchmarks, models
+from grood_jax.cli import command
+from grood_jax.data.finding import Kind
+from grood_jax.storage.checkpoints import Loaded
+from grood_jax.support import checks
+from grood_jax.support.files import require_directory
+from grood_jax.support.progress import tell
+from grood_jax.training import loop as training
+from grood_jax.training.loop import TrainOptions
+
+DESCRIPTION = """Trains a classifier on the training images of a benchmark, with a checkpoint after
+each epoch; started again, it goes on where it stopped. The defaults are the data set's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What is trained, and where to.
+
+    Attributes:
+      dataset: the benchmark whose training images are used, as for python -m grood_jax.eval.
+      model: the network; the benchmark's by default.
+      data_dir: where images lie, as for python -m grood_jax.eval.
+      source: look only for this form of data.
+      output_dir: of the checkpoints (default: checkpoints/DATASET-MODEL-seedSEED).
+      download: prepare missing data sets that tensorflow-datasets knows.
+      limit: use at most this many training and test images, evenly spaced.
+      options: how it is trained; `grood_jax.training.loop.recipe` has those of a benchmark.
+    """
+
+    dataset: str = "digits"
+    model: models.Name | None = None
+    data_dir: Path | None = None
+    source: Kind | None = None
+    output_dir: Path | None = None
+    download: bool = False
+    limit: int | None = None
+    options: tyro.conf.OmitArgPrefixes[TrainOptions]
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+          ValueError: an option outside its range.
+        """
+        benchmarks.check_name(self.dataset)
+        if self.limit is not None:
+            checks.at_least("limit", self.limit, 1)
+
+
+def default_directory(dataset: str, model: str, seed: int) -> Path:
+    """Where a training run keeps its checkpoints unless told otherwise."""
+    return Path("checkpoints") / f"{dataset}-{model}-seed{seed}"
+
+
+def run(
+    config: TrainConfig, *, report: Callable[[str], None] = print, show_progress: bool = False
+) -> Loaded:
+    """Trains, or goes on training, the network that the configuration describes.
+
+    Args:
+      config: what and how.
+      report: takes lines of progress.
+      show_progress: shows a bar on stderr.
+
+    Returns:
+      The trained network.
+
+    Raises:
+      UserError: what a user can mend: missing data, another run's checkpoint, …
+      ValueError: an unknown data set or model.
+    """
+    benchmark = benchmarks.get(config.dataset)
+    model = config.model or benchmark.model
+    data = benchmarks.open_benchmark(
+        benchmark,
+        data_dir=config.data_dir,
+        source=config.source,
+        download=config.download,
+        ood=False,
+        limit=config.limit,
+    )
+    directory = config.output_dir or default_directory(benchmark.name, model, config.options.seed)
+    require_directory("output_dir", directory)
+    loaded = training.train(
+        data.train,
+        benchmark.preprocessing,
+        dataset=benchmark.name,
+        model=model,
+        num_classes=benchmark.num_classes,
+        options=config.options,
+        directory=directory,
+        report=report,
+        show_progress=show_progress,
+    )
+    share = training.accuracy(loaded.model, data.test, benchmark.preprocessing)
+    report(
+        f"{model} on {benchmark.name}: test accuracy {share:.4f} ({len(data.test)} images), "
+        f"checkpoint in {directory}"
+    )
+    return loaded
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns its exit status."""
+    # The data set decides the other defaults, and --help is to show them.
+    first = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    first.add_argument("--dataset", default="digits")
+    try:
+        dataset = first.parse_known_args(argv)[0].dataset
+    except argparse.ArgumentError:
+        dataset = "digits"
+    default = TrainConfig(options=training.recipe(dataset))
+    config = command.parse(default, "grood_jax.train", DESCRIPTION, argv)
+    return command.status(lambda: run(config, report=tell, show_progress=True))

@@ -1,0 +1,156 @@
+"""From a request's body to pixels, or to an error that says what is wrong with it."""
+
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from starlette.exceptions import HTTPException
+
+from grood_jax.data import Preprocessing
+from grood_jax.data.preprocessing import FORMATS, ImageTooLarge
+from grood_jax.deploying.serving.limits import Limits
+
+IMAGE_TYPES = (
+    *(f"image/{name.lower()}" for name in FORMATS),
+    "image/x-ms-bmp",
+    "application/octet-stream",
+)
+JSON_TYPE, NPY_TYPE = "application/json", "application/x-npy"
+
+
+def media_type(header: str) -> str:
+    """The type that a Content-Type header names, without parameters.
+
+    Raises:
+      HTTPException: 415, it is none that is read here.
+    """
+    found = header.partition(";")[0].strip().lower()
+    if found not in (*IMAGE_TYPES, JSON_TYPE, NPY_TYPE):
+        raise HTTPException(
+            415,
+            f"Content-Type is {found[:100]!r}; expected {', '.join(IMAGE_TYPES)}, {JSON_TYPE} or "
+            f"{NPY_TYPE}",
+        )
+    return found
+
+
+def read(
+    kind: str, body: bytes, preprocessing: Preprocessing, limits: Limits
+) -> UInt8[np.ndarray, "..."]:
+    """Reads one image or several.
+
+    Args:
+      kind: what `media_type` found.
+      body: of the request.
+      preprocessing: size and channels of the images wanted.
+      limits: how large images may be, and how many.
+
+    Returns:
+      (H, W, C), or (B, H, W, C) where the body has that shape.
+
+    Raises:
+      HTTPException: 400 for what cannot be read, 413 for too much of it, 422 for arrays of another
+        shape or type.
+    """
+    if kind == JSON_TYPE:
+        return _from_json(body, preprocessing, limits)
+    if kind == NPY_TYPE:
+        return _from_npy(body, preprocessing, limits)
+    return _from_file(body, preprocessing, limits)
+
+
+def _from_file(
+    body: bytes, preprocessing: Preprocessing, limits: Limits
+) -> UInt8[np.ndarray, "h w c"]:
+    try:
+        return preprocessing.decode(body, max_pixels=limits.max_pixels)
+    except ImageTooLarge as error:
+        raise HTTPException(413, str(error)) from error
+    except ValueError as error:
+        kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise HTTPException(400, f"the body is no readable {kinds} image: {error}"[:300]) from error
+
+
+def _from_json(body: bytes, preprocessing: Preprocessing, limits: Limits) -> np.ndarray:
+    try:
+        found = json.loads(body)
+    # ValueError also for bytes that are no text; RecursionError for [[[[…
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, f"the body is no JSON: {error}"[:200]) from error
+    if not isinstance(found, dict) or list(found) != ["pixels"]:
+        raise HTTPException(422, 'the JSON is not of the form {"pixels": [...]}')
+    pixels = found["pixels"]
+    one = _one(preprocessing)
+    shape = (len(pixels), *one) if _depth(pixels) == 4 else one
+    _check_shape(shape, preprocessing, limits)
+    return np.frombuffer(_flat(pixels, shape, preprocessing), np.uint8).reshape(shape)
+
+
+def _depth(value: Any) -> int:
+    """How deep lists are nested in each other, up to 5."""
+    depth = 0
+    while isinstance(value, list) and value and depth < 5:
+        value, depth = value[0], depth + 1
+    return depth
+
+
+def _flat(value: Any, shape: Sequence[int], preprocessing: Preprocessing) -> bytes:
+    """The bytes of nested lists; NumPy would read strings and cut off fractions."""
+    if not isinstance(value, list) or len(value) != shape[0]:
+        raise HTTPException(422, f"pixels is not of shape {_expected(preprocessing)}")
+    if len(shape) > 1:
+        return b"".join(_flat(part, shape[1:], preprocessing) for part in value)
+    if not all(type(number) is int and 0 <= number <= 255 for number in value):
+        raise HTTPException(422, "pixels holds more than whole numbers from 0 to 255")
+    return bytes(value)
+
+
+def _from_npy(body: bytes, preprocessing: Preprocessing, limits: Limits) -> np.ndarray:
+    # Not np.load: it makes room for whatever the header promises.
+    file = io.BytesIO(body)
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    try:
+        shape, fortran, dtype = readers[np.lib.format.read_magic(file)](file)
+    # The header is a Python literal: parsing a hostile one can raise anything.
+    except Exception as error:
+        raise HTTPException(400, "the body is no .npy file of format 1 or 2") from error
+    if dtype != np.uint8:
+        raise HTTPException(422, f"the array has dtype {dtype}; expected uint8"[:200])
+    # Python does not even write out an integer of thousands of digits.
+    if any(abs(side) > len(body) for side in shape):
+        raise HTTPException(422, "the array's shape is larger than the body")
+    shape = tuple(map(int, shape))
+    _check_shape(shape, preprocessing, limits)
+    # Of a checked shape, hence small.
+    count, left = int(np.prod(shape)), len(body) - file.tell()
+    if left != count:
+        raise HTTPException(400, f"the .npy file has {left} bytes of pixels; expected {count}")
+    pixels = np.frombuffer(body, np.uint8, count, file.tell())
+    return pixels.reshape(shape, order="F" if fortran else "C")
+
+
+def _check_shape(shape: Sequence[int], preprocessing: Preprocessing, limits: Limits) -> None:
+    one = _one(preprocessing)
+    count, *rest = shape if len(shape) == 4 else (1, *shape)
+    if tuple(rest) != one or count < 1:
+        raise HTTPException(
+            422, f"pixels has shape {tuple(shape)}; expected {_expected(preprocessing)}"[:200]
+        )
+    if count > limits.max_batch:
+        raise HTTPException(413, f"{count} images at once; expected at most {limits.max_batch}")
+
+
+def _one(preprocessing: Preprocessing) -> tuple[int, int, int]:
+    size = preprocessing.image_size
+    return size, size, preprocessing.channels
+
+
+def _expected(preprocessing: Preprocessing) -> str:
+    inner = ", ".join(map(str, _one(preprocessing)))
+    return f"({inner}) or (B, {inner})"

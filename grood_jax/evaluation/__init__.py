@@ -1,0 +1,1 @@
+"""Detectors fitted, tuned, scored, and their figures recorded."""

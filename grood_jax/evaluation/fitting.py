@@ -1,0 +1,296 @@
+"""Fits and scores detectors, all of them on the same forward passes."""
+
+import time
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from grood_jax.backbone.backbone import Backbone
+from grood_jax.backbone.outputs import Mix, Need, Outputs
+from grood_jax.data import Batch
+from grood_jax.detectors import Detector, MixedTraining, Noise, OODSource, Training, Validation
+from grood_jax.passes.devices import on_one
+from grood_jax.passes.forward import (
+    Recall,
+    TrainingBatches,
+    TrainingPass,
+    extract,
+    extract_labelled,
+    make_anew,
+    require_needs,
+    run_training_set,
+)
+from grood_jax.support.errors import UserError
+
+SCORE_ROWS = 1024
+"""Rows scored at once; the last block is padded, so that each detector compiles once."""
+
+__all__ = [
+    "Fitted",
+    "FittedAll",
+    "Fitter",
+    "all_needs",
+    "TrainingBatches",
+    "extract",
+    "extract_labelled",
+    "fit_all",
+    "fit_detectors",
+    "prepare",
+    "score",
+]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A detector with its state and the time that `Detector.fit` took."""
+
+    detector: Detector
+    state: Any
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FittedAll:
+    """Fitted detectors and what scoring needs beside them.
+
+    Attributes:
+      detectors: by the names given.
+      early_prototypes: class means of the activations at the cut, (C, ...) float32; None where
+        no detector asks for mixed copies at scoring.
+    """
+
+    detectors: dict[str, Fitted]
+    early_prototypes: Float[Array, "c ..."] | None
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What scoring needs beside features and logits."""
+        return all_needs(fitted.detector for fitted in self.detectors.values())
+
+
+@dataclass(frozen=True)
+class Fitter:
+    """All that detectors are fitted on, computed once; see `prepare`.
+
+    Attributes:
+      seen: the pass over the training set.
+      ood: outputs of what stands for "not in distribution", by what detectors ask for.
+      head: the class head's weights and bias, if a detector asks for them.
+      key: randomness.
+      fits: what has been fitted and other detectors may share.
+    """
+
+    seen: TrainingPass
+    ood: Mapping[OODSource, Outputs]
+    head: tuple[Array, Array] | None
+    key: Array
+    fits: dict[Any, Fitted] = field(default_factory=dict)
+
+    def fit(self, name: str, detector: Detector) -> Fitted:
+        """Fits a detector that `prepare` was told of.
+
+        Args:
+          name: decides the detector's own randomness.
+          detector: the detector. Where one of the same name and `Detector.fit_key` has been
+            fitted before, its state is taken.
+
+        Raises:
+          ValueError: what the detector's fit raises: an empty class, NaN features, …
+        """
+        shared = None if detector.fit_key is None else (name, detector.fit_key)
+        if shared in self.fits:
+            return replace(self.fits[shared], detector=detector)
+        # By name, so that a detector's result does not depend on which others are fitted.
+        own_key = jax.random.fold_in(self.key, zlib.crc32(name.encode()))
+        mixed = None
+        if detector.rows is not None:
+            mix = next(need for need in detector.needs if isinstance(need, Mix))
+            rows = detector.rows(Training(self.seen.outputs, self.seen.labels), own_key)
+            mixed = self.seen.mixed_copies(np.asarray(rows), mix)
+        training = Training(
+            self.seen.outputs,
+            self.seen.labels,
+            None if detector.ood is None else self.ood[detector.ood],
+            mixed,
+            self.head if detector.head else None,
+        )
+        start = time.perf_counter()
+        state = jax.block_until_ready(detector.fit(training, own_key))
+        fitted = Fitted(detector, state, time.perf_counter() - start)
+        if shared is not None:
+            self.fits[shared] = fitted
+        return fitted
+
+
+def prepare(
+    backbone: Backbone,
+    train: TrainingBatches,
+    detectors: Iterable[tuple[str, Detector]],
+    *,
+    key: Array,
+    noise: Callable[[int, Array], Iterable[Batch]] | None = None,
+    validation: Callable[[], Iterable[Batch]] | None = None,
+    recall: Recall = make_anew,
+) -> Fitter:
+    """Computes what detectors are fitted on: one pass over the training set, and what they ask for.
+
+    Args:
+      backbone: the classifier.
+      train: gives batches of the training set.
+      detectors: all that will be fitted, with names for messages.
+      key: randomness: which samples are mixed, noise images, each detector's own.
+      noise: ``(count, key) -> batches`` of noise images, normalised as the data are.
+      validation: gives batches of held-out OOD images.
+      recall: gives the arrays of each pass, or has them made.
+
+    Raises:
+      UserError: a detector asks for noise or validation images and there are none, or for what
+        the backbone cannot give.
+      ValueError: labels that are no classes, or outputs that are not finite.
+    """
+    sample_key, noise_key, fit_key = jax.random.split(key, 3)
+    detectors = tuple(detectors)
+    sources = {d.ood for _, d in detectors if d.ood is not None}
+    if validation is None and any(isinstance(source, Validation) for source in sources):
+        raise UserError(
+            "ood_prototype 'validation' needs held-out OOD images, and there are none; choose "
+            "'mixup', 'noise' or 'prototype-mean', or give a validation set"
+        )
+    if noise is None and any(isinstance(source, Noise) for source in sources):
+        raise UserError("ood_prototype 'noise' needs noise images; give `noise`")
+    head = None
+    needing_head = [name for name, detector in detectors if detector.head]
+    if needing_head:
+        if backbone.head is None:
+            raise UserError(
+                f"{needing_head[0]} needs the class head, and the backbone has none; make it of a "
+                "model whose last layer is called `head`, or give `head` to "
+                "Backbone.from_functions"
+            )
+        head = on_one(backbone.head(backbone.arrays))
+    named = {
+        need: name
+        for name, detector in reversed(detectors)
+        for need in (*detector.needs, *detector.fit_needs)
+    }
+    if not all(isinstance(need, Mix) for need in named):
+        require_needs(backbone, named, next(iter(train(None))).images)
+    needs_early = any(isinstance(need, Mix) for need in named) or any(
+        isinstance(source, MixedTraining) for source in sources
+    )
+    fit_needs = tuple(sorted({need for _, d in detectors for need in d.fit_needs}))
+    seen = run_training_set(backbone, train, early=needs_early, needs=fit_needs, recall=recall)
+
+    def stand_in(source: OODSource) -> Outputs:
+        if isinstance(source, MixedTraining):
+            return seen.mixed_samples(source, sample_key)
+        if isinstance(source, Noise) and noise is not None:
+            random_bits = np.asarray(jax.random.key_data(noise_key))
+            about = {"set": "noise", "images": source.images, "key": random_bits.tolist()}
+            batches = noise(source.images, noise_key)
+            return extract_labelled(backbone, batches, recall=recall, about=about)[0]
+        if isinstance(source, Validation) and validation is not None:
+            about = {"set": "held-out OOD images"}
+            return extract_labelled(backbone, validation(), recall=recall, about=about)[0]
+        raise TypeError(f"ood source is {source!r}; expected one of {OODSource}")
+
+    ood = {
+        source: jax.tree.map(jnp.asarray, stand_in(source)) for source in sorted(sources, key=repr)
+    }
+    return Fitter(seen, ood, head, fit_key)
+
+
+def fit_detectors(
+    backbone: Backbone,
+    train: TrainingBatches,
+    detectors: Mapping[str, Detector],
+    *,
+    key: Array,
+    noise: Callable[[int, Array], Iterable[Batch]] | None = None,
+    validation: Callable[[], Iterable[Batch]] | None = None,
+    recall: Recall = make_anew,
+) -> FittedAll:
+    """Fits detectors on one pass over the training set, plus one over the samples that are mixed.
+
+    Args:
+      backbone: the classifier.
+      train: gives batches of the training set.
+      detectors: detectors by the name that the result has them under.
+      key: randomness.
+      noise: as for `prepare`.
+      validation: as for `prepare`.
+      recall: as for `prepare`.
+
+    Returns:
+      The fitted detectors.
+
+    Raises:
+      UserError: as `prepare`.
+      ValueError: what a detector's fit raises: an empty class, NaN features, …
+    """
+    fitter = prepare(
+        backbone,
+        train,
+        detectors.items(),
+        key=key,
+        noise=noise,
+        validation=validation,
+        recall=recall,
+    )
+    return fit_all(fitter, detectors)
+
+
+def fit_all(fitter: Fitter, detectors: Mapping[str, Detector]) -> FittedAll:
+    """Fits detectors that `prepare` was told of; raises as `Fitter.fit`."""
+    fitted = {name: fitter.fit(name, detector) for name, detector in detectors.items()}
+    mixes = any(isinstance(need, Mix) for d in detectors.values() for need in d.needs)
+    return FittedAll(fitted, fitter.seen.early_prototypes if mixes else None)
+
+
+def all_needs(detectors: Iterable[Detector]) -> tuple[Need, ...]:
+    """What scoring with any of the detectors needs beside features and logits."""
+    return tuple(sorted({need for detector in detectors for need in detector.needs}))
+
+
+def score(detector: Detector, state: Any, outputs: Outputs) -> Float[np.ndarray, " n"]:
+    """Scores of a detector for any number of rows, in blocks of one shape.
+
+    Args:
+      detector: the detector.
+      state: its fitted state.
+      outputs: outputs of N samples.
+
+    Returns:
+      Scores, (N,) float32, higher for more OOD.
+
+    Raises:
+      ValueError: the detector needs what ``outputs`` does not have.
+    """
+    for need in detector.needs:
+        if need not in outputs.extra:
+            raise ValueError(
+                f"outputs.extra has no {need}; expected it (give `extract` the needs and "
+                "early_prototypes of the fitted detectors)"
+            )
+    # Only what it needs: any other array would be copied to the device for nothing.
+    own = {need: outputs.extra[need] for need in detector.needs}
+    outputs = Outputs(outputs.features, outputs.logits, own)
+    compiled = jax.jit(detector.score) if detector.compiled else detector.score
+    count = len(outputs.logits)
+    parts = []
+    for start in range(0, count, SCORE_ROWS):
+
+        def block(array: Any, start: int = start) -> np.ndarray:
+            rows = np.asarray(array[start : start + SCORE_ROWS])
+            padding = [(0, SCORE_ROWS - len(rows))] + [(0, 0)] * (rows.ndim - 1)
+            return np.pad(rows, padding, mode="edge")
+
+        scores = np.asarray(compiled(state, jax.tree.map(block, outputs)))
+        parts.append(scores[: count - start])
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)

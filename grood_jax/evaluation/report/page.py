@@ -1,0 +1,179 @@
+"""The page: everything in one file, and nothing in it that its makers did not write."""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib import resources
+from typing import Any
+
+from grood_jax.evaluation.report.contents import ShownSet
+from grood_jax.evaluation.report.gallery import Picture
+from grood_jax.evaluation.report.spaces import View
+from grood_jax.evaluation.results import table_rows
+
+NUMBERS = 3
+"""The table's first columns are words, the others numbers."""
+
+SPACE_TITLES = {"features": "Feature space", "gradients": "Gradient space"}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A detector's figures, as SVG elements."""
+
+    histograms: str
+    roc: str
+
+
+def render(
+    results: Mapping[str, Any],
+    detectors: Mapping[str, Figures],
+    views: Sequence[tuple[View, str]],
+    pictures: Sequence[tuple[ShownSet, list[Picture], list[Picture]]],
+) -> str:
+    """The page's HTML.
+
+    Args:
+      results: what ``results.json`` holds.
+      detectors: figures of each.
+      views: of spaces, each with its figure.
+      pictures: the most and the least OOD-looking images of each set.
+    """
+    text = resources.files("grood_jax.evaluation.report").joinpath("page.html").read_text("utf-8")
+    (script,) = re.findall("<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    first = next(iter(detectors))
+    parts = {
+        "policy": f"script-src 'sha256-{digest}'",
+        "benchmark": _text(results["benchmark"]),
+        "about": _about(results),
+        "table": _table(table_rows(results)),
+        "sets": _options(dict.fromkeys(row[1] for row in table_rows(results)[1:])),
+        "detectors": _options(detectors),
+        "figures": "\n".join(_of_detector(name, made) for name, made in detectors.items()),
+        "spaces": _spaces(views),
+        "first": _text(first),
+        "gallery": "\n".join(_of_set(*entry) for entry in pictures),
+        "details": _details(results),
+    }
+    # In one pass: what is put in is not looked at again.
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], text)
+
+
+def _text(value: object) -> str:
+    return escape("".join(c if c.isprintable() else "�" for c in str(value)))
+
+
+def _about(results: Mapping[str, Any]) -> str:
+    test = results["data"]["test"]["n"]
+    words = [f"{_text(results['model'])}, ID accuracy {results['id_accuracy']:.4f} ({test} images)"]
+    for name, share in results["shifted_accuracy"].items():
+        words.append(f"on {_text(name)} {share:.4f} ({results['data'][name]['n']} images)")
+    return ", ".join(words)
+
+
+def _options(names: Mapping[str, Any]) -> str:
+    return "".join(f'<option value="{_text(n)}">{_text(n)}</option>' for n in names)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(
+        f'<th scope="col"{_kind(i)} aria-sort="none"><button type="button">{_text(cell)}'
+        "</button></th>"
+        for i, cell in enumerate(rows[0])
+    )
+    body = "\n".join(
+        f"<tr{' class=mean' if row[3] == '' else ''}>"
+        + "".join(f"<td{_kind(i)}>{_text(cell)}</td>" for i, cell in enumerate(row))
+        + "</tr>"
+        for row in rows[1:]
+    )
+    return f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>"
+
+
+def _kind(column: int) -> str:
+    return "" if column < NUMBERS else " class=number"
+
+
+def _figure(svg: str, label: str, caption: str) -> str:
+    return (
+        f'<figure><div class="drawing" role="img" aria-label="{_text(label)}">{svg}</div>'
+        f"<figcaption>{_text(caption)}</figcaption></figure>"
+    )
+
+
+def _of_detector(name: str, made: Figures) -> str:
+    histograms = _figure(
+        made.histograms,
+        f"Histograms of the scores of {name}",
+        "Scores by set, each as high as its highest bin; outlined: scores in distribution; "
+        "dashed: 95 % of the set lie above. What lies beyond is in the outermost bins.",
+    )
+    roc = _figure(
+        made.roc,
+        f"ROC curves of {name}",
+        "ROC curves; dots: the first threshold that finds 95 % of the set.",
+    )
+    return (
+        f'<section class="detector"><h3>{_text(name)}</h3><div class="pair">{histograms}{roc}'
+        "</div></section>"
+    )
+
+
+def _spaces(views: Sequence[tuple[View, str]]) -> str:
+    made = []
+    for view, svg in views:
+        how = (
+            "on the principal axes of the ID test images"
+            if view.method == "PCA"
+            else "as UMAP places all of them"
+        )
+        title = f"{SPACE_TITLES[view.space]}, {view.method}"
+        made.append(_figure(svg, title, f"{title}: samples of all sets {how}."))
+    return f'<div class="pair">{"".join(made)}</div>'
+
+
+def _of_set(shown: ShownSet, most: list[Picture], least: list[Picture]) -> str:
+    strips = "".join(
+        f"<div><h4>{title}</h4><ol>{''.join(map(_picture, chosen))}</ol></div>"
+        for title, chosen in (("most OOD-looking", most), ("least OOD-looking", least))
+    )
+    if not most:
+        strips = (
+            '<p class="dim">Not shown: some images could not be read, and the network\'s outputs '
+            "come from the cache, which does not say of which images they are.</p>"
+        )
+    return (
+        f'<section class="set"><h3>{_text(shown.name)} <span class="dim">{shown.group}</span></h3>'
+        f'<div class="pair">{strips}</div></section>'
+    )
+
+
+def _picture(picture: Picture) -> str:
+    score = f"{picture.score:.3g}"
+    kind = ' class="small"' if picture.small else ""
+    return (
+        f'<li><img{kind} src="{picture.address}" alt="image {picture.row}, score {score}" '
+        f'title="image {picture.row}">{score}</li>'
+    )
+
+
+def _details(results: Mapping[str, Any]) -> str:
+    checkpoint = results["checkpoint"]
+    rows = {
+        "command": f"<code>{_text(results['command'])}</code>",
+        "classifier": f"{_text(results['model'])} from {_text(checkpoint['directory'])} "
+        f"({_text(checkpoint['source'])}), fingerprint {_text(checkpoint['fingerprint'])}",
+        "device": _text(results["device"]),
+        "versions": _text(", ".join(f"{k} {v}" for k, v in results["versions"].items())),
+    }
+    for name, found in results["data"].items():
+        rows[f"set {_text(name)}"] = f"{found['n']} images, {_text(found['source'])}"
+    for name, detector in results["detectors"].items():
+        options = json.dumps(detector["options"], ensure_ascii=False)
+        rows[f"options of {_text(name)}"] = f"<code>{_text(options)}</code>"
+    return "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows.items())

@@ -1,0 +1,81 @@
+"""Options of detectors, chosen by their AUROC on validation sets, as OpenOOD does."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from grood_jax.backbone.outputs import Outputs
+from grood_jax.detectors import Detector, create
+from grood_jax.evaluation import fitting
+from grood_jax.evaluation.fitting import Fitter
+from grood_jax.maths.metrics import ood_metrics
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A detector whose options were chosen.
+
+    Attributes:
+      detector: with the best options.
+      values: what was chosen.
+      auroc: of these values, on the validation sets.
+      tried: how many combinations could be fitted.
+      failed: why others could not.
+    """
+
+    detector: Detector
+    values: Mapping[str, Any]
+    auroc: float
+    tried: int
+    failed: tuple[str, ...]
+
+
+def candidates(name: str, given: Mapping[str, Any]) -> tuple[Detector, ...]:
+    """A detector with each combination of its grid's values.
+
+    Args:
+      name: the detector's.
+      given: options that are settled; they are not searched.
+
+    Returns:
+      The detectors; just the one given where nothing is left to search.
+    """
+    grid = {k: v for k, v in create(name, **given).grid.items() if k not in given}
+    points = itertools.product(*grid.values())
+    return tuple(create(name, **given, **dict(zip(grid, point, strict=True))) for point in points)
+
+
+def choose(
+    fitter: Fitter, name: str, tried: Sequence[Detector], inside: Outputs, outside: Outputs
+) -> Chosen:
+    """The detector with the best AUROC on validation sets; of equal ones the first.
+
+    Args:
+      fitter: prepared for all of them.
+      name: decides the detectors' own randomness, as in `Fitter.fit`.
+      tried: the candidates.
+      inside: outputs of ID validation images, with all that the candidates need.
+      outside: of OOD validation images.
+
+    Raises:
+      ValueError: not one of them could be fitted; what the last one raised.
+    """
+    best: tuple[float, Detector] | None = None
+    failed: list[str] = []
+    for number, detector in enumerate(tried):
+        try:
+            fitted = fitter.fit(name, detector)
+            scores = (fitting.score(detector, fitted.state, part) for part in (inside, outside))
+            auroc = float(ood_metrics(*scores)["auroc"])
+        except ValueError as error:
+            # A value may be out of reach of this training set: more neighbours than rows.
+            failed.append(str(error))
+            if best is None and number == len(tried) - 1:
+                raise
+            continue
+        if best is None or auroc > best[0]:
+            best = auroc, detector
+    assert best is not None
+    values = {option: best[1].options[option] for option in best[1].grid}
+    return Chosen(best[1], values, best[0], len(tried) - len(failed), tuple(failed))

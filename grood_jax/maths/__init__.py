@@ -1,0 +1,1 @@
+"""The equations, one a file: arrays in, arrays out."""

@@ -1,0 +1,1 @@
+"""Images in, outputs out: each image once, over devices and processes."""

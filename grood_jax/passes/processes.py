@@ -1,0 +1,312 @@
+"""Several processes that evaluate together: each reads its share, and all know all outputs.
+
+Within a pass over a set no process waits for another; at its end they exchange what they made.
+Every exchange begins with a round in which each says whether it has failed, so that all end where
+one does.
+"""
+
+import contextlib
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Int
+
+from grood_jax.data import Batch
+from grood_jax.maths.prototypes import ClassSums, merge
+from grood_jax.support.errors import UserError
+
+T = TypeVar("T")
+
+BLOCK_BYTES = 2**28
+"""Bytes of all processes' rows that are exchanged at once."""
+
+HELD, WANTED = 0, 1
+"""Whether the first process has the outputs of a set already, or wants them made."""
+
+
+class Stopped(Exception):
+    """A pass ends here, because of what happened in this process or another.
+
+    No ValueError: it must reach `Processes.together`, whoever mends what detectors raise.
+    """
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process's batches of rows that all processes read together, a block each.
+
+    Attributes:
+      read: gives batches of rows.
+      rows: all rows, in order.
+      index: this process's number.
+      count: how many processes there are.
+    """
+
+    read: Callable[[Int[np.ndarray, " r"]], Iterable[Batch]]
+    rows: Int[np.ndarray, " n"]
+    index: int
+    count: int
+
+    @property
+    def block(self) -> slice:
+        """Where this process's rows lie among all."""
+        start, stop = (len(self.rows) * i // self.count for i in (self.index, self.index + 1))
+        return slice(start, stop)
+
+    def __iter__(self) -> Iterator[Batch]:
+        own = self.rows[self.block]
+        if len(own):
+            yield from self.read(own)
+            return
+        # Others have rows, and what is exchanged must have their shapes.
+        for batch in self.read(self.rows[:1]):
+            yield replace(batch, valid=np.zeros_like(batch.valid))
+
+
+def block_of(batches: Iterable[Batch], count: int) -> slice:
+    """Where the batches' rows lie among the ``count`` that were asked for."""
+    return batches.block if isinstance(batches, Share) else slice(0, count)
+
+
+def joined(
+    batches: Iterable[Batch], make: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Arrays with a row for each valid one of the batches, of all processes if these are a `Share`.
+
+    Args:
+      batches: what the arrays are made of.
+      make: makes this process's.
+
+    Raises:
+      Stopped: a process failed; for another reason than its own, in all but that one.
+    """
+    if not isinstance(batches, Share):
+        return make()
+    try:
+        arrays = make()
+    except Exception as error:
+        raise Stopped(str(error)) from error
+    return {name: _joined(arrays[name]) for name in sorted(arrays)}
+
+
+def joined_sums(batches: Iterable[Batch], sums: ClassSums) -> ClassSums:
+    """Sums over the batches, of all processes if these are a `Share`."""
+    if not isinstance(batches, Share):
+        return sums
+    own = jax.tree.map(np.asarray, sums)
+    fields = (own.high, own.low, own.counts)
+    made = tuple(np.zeros_like(array) for array in fields)
+    counts = _round(len(own.counts))
+    # Cut alike, by the largest: blocks of all three are of the same classes.
+    size = _rows_at_once(own.high, counts)
+    for blocks in zip(*(_blocks(array, counts, size) for array in fields), strict=True):
+        start = blocks[0][0]
+        parts = [ClassSums(*part) for part in zip(*(block for _, block in blocks), strict=True)]
+        merged = reduce(merge, parts)
+        for array, values in zip(made, (merged.high, merged.low, merged.counts), strict=True):
+            part = array[start : start + size]
+            part[:] = np.asarray(values)[: len(part)]
+    return ClassSums(*map(jax.numpy.asarray, made))
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that do the same work together; by default this one alone.
+
+    Attributes:
+      index: this process's number; the first, 0, leads: it alone writes and reports.
+      count: how many there are.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes and reports."""
+        return self.index == 0
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Work that all processes do: where one fails, all of them do.
+
+        Raises:
+          UserError: another process failed, or this one did for what a user can mend.
+        """
+        if self.count == 1:
+            yield
+            return
+        try:
+            _round()
+            yield
+            # Not before what the first process writes is written.
+            _round()
+        except Stopped as stopped:
+            cause = stopped.__cause__
+            if cause is None:
+                raise UserError(str(stopped)) from None
+            _tell_failure()
+            if isinstance(cause, ValueError):
+                raise UserError(str(cause)) from cause
+            raise cause from None
+        except Exception:
+            _tell_failure()
+            raise
+
+    def in_turn(self, work: Callable[[], T]) -> T:
+        """Does the work in the first process, then in the others: they find what it left."""
+        if self.count == 1:
+            return work()
+        if self.leads:
+            found = work()
+            _round()
+            return found
+        _round()
+        return work()
+
+    def require_same(self, what: str, value: Any) -> None:
+        """Refuses processes that have not found the same.
+
+        Args:
+          what: what ``value`` is, for the message.
+          value: in JSON's types.
+
+        Raises:
+          UserError: it differs from another process's.
+        """
+        if self.count == 1:
+            return
+        checksum = zlib.crc32(json.dumps(value, sort_keys=True).encode()) >> 1
+        different = np.flatnonzero(np.diff(_round(checksum)))
+        if len(different):
+            raise UserError(
+                f"processes {different[0]} and {different[0] + 1} have found different {what}; "
+                "give all of them the same command, checkpoint and data"
+            )
+
+    def share(
+        self,
+        read: Callable[[Int[np.ndarray, " r"]], Iterable[Batch]],
+        rows: Int[np.ndarray, " n"],
+    ) -> Iterable[Batch]:
+        """This process's batches of the rows: a `Share`, or all that ``read`` gives if alone."""
+        return read(rows) if self.count == 1 else Share(read, rows, self.index, self.count)
+
+    def gathered(self, array: np.ndarray) -> np.ndarray:
+        """The rows of all processes' arrays, which must agree in all but their number."""
+        return array if self.count == 1 else _joined(array)
+
+    def agreed(self, recall: Callable[..., dict[str, np.ndarray]]) -> Callable[..., Any]:
+        """A `Recall` that only the first process has, and that gives all of them its arrays."""
+        if self.count == 1:
+            return recall
+
+        def ask(
+            about: Mapping[str, Any],
+            names: Iterable[str],
+            make: Callable[[], dict[str, np.ndarray]],
+        ) -> dict[str, np.ndarray]:
+            if not self.leads:
+                wanted = _round()[0] == WANTED
+                return make() if wanted else _from_first({})
+            asked = False
+
+            def make_together() -> dict[str, np.ndarray]:
+                nonlocal asked
+                asked = True
+                _round(WANTED)
+                return make()
+
+            arrays = recall(about, names, make_together)
+            if asked:
+                return arrays
+            _round(HELD)
+            return _from_first(arrays)
+
+        return ask
+
+
+def start(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> Processes:
+    """Meets the other processes, unless they have met; before anything is computed.
+
+    Args:
+      coordinator: HOST:PORT of the first process; found by JAX on TPU pods, Slurm and Open MPI,
+        as are the others.
+      num_processes: how many processes there are.
+      process_id: this one's number, from 0.
+
+    Raises:
+      UserError: they cannot be found, or do not come.
+    """
+    if not jax.distributed.is_initialized():
+        try:
+            jax.distributed.initialize(coordinator, num_processes, process_id)
+        except (RuntimeError, ValueError) as error:
+            line = (str(error).strip() or repr(error)).splitlines()[0]
+            raise UserError(
+                f"the processes cannot be brought together: {line} (--coordinator HOST:PORT, "
+                "--num-processes N and --process-id I name them)"
+            ) from error
+    return Processes(jax.process_index(), jax.process_count())
+
+
+def _round(number: int = 0, failed: bool = False) -> Int[np.ndarray, " p"]:
+    """Every process's number, once all are here; raises Stopped if one has failed."""
+    said = np.asarray(multihost_utils.process_allgather(np.array([failed, number], np.int32)))
+    broken = np.flatnonzero(said[:, 0])
+    if len(broken) and not failed:
+        raise Stopped(f"process {broken[0]} failed; what it said tells why")
+    return said[:, 1]
+
+
+def _tell_failure() -> None:
+    _round(failed=True)
+
+
+def _rows_at_once(array: np.ndarray, counts: Int[np.ndarray, " p"]) -> int:
+    row = max(1, array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64)))
+    return max(1, min(int(counts.max()), BLOCK_BYTES // (row * len(counts))))
+
+
+def _blocks(
+    array: np.ndarray, counts: Int[np.ndarray, " p"], size: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Where each block of rows starts, and all processes' (P, size, ...), padded by zeros."""
+    for start in range(0, int(counts.max()), size):
+        part = array[start : start + size]
+        padded = np.pad(part, [(0, size - len(part))] + [(0, 0)] * (array.ndim - 1))
+        yield start, np.asarray(multihost_utils.process_allgather(padded))
+
+
+def _joined(array: np.ndarray) -> np.ndarray:
+    """The rows of all processes, those of the first before those of the second."""
+    counts = _round(len(array))
+    ends = np.cumsum(counts)
+    found = np.empty((ends[-1], *array.shape[1:]), array.dtype)
+    size = _rows_at_once(array, counts)
+    for start, block in _blocks(array, counts, size):
+        for part, end, count in zip(block, ends, counts, strict=True):
+            kept = part[: max(0, count - start)]
+            first = end - count + start
+            found[first : first + len(kept)] = kept
+    return found
+
+
+def _from_first(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The first process's arrays; the others give none."""
+    layout = [[name, array.dtype.str, array.shape[1:]] for name, array in arrays.items()]
+    said = json.dumps(layout).encode() if arrays else b""
+    layout = json.loads(_joined(np.frombuffer(said, np.uint8)).tobytes())
+    return {
+        name: _joined(arrays.get(name, np.empty((0, *shape), dtype)))
+        for name, dtype, shape in layout
+    }

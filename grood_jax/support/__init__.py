@@ -1,0 +1,1 @@
+"""What everything stands on: checks, errors, files, progress, provenance, pytrees as JSON."""
