@@ -112,7 +112,7 @@ class Study:
             key=jax.random.key(self.config.seed),
             noise=self.read.noise,
             validation=lambda: self.read(held_out(self.data), "held-out OOD images"),
-            recall=self.caches[cut],
+            memo=self.caches[cut],
         )
 
     def outputs(self, made: Iterable[Detector] = (), early: Any = None) -> dict[str, Outputs]:
@@ -125,7 +125,7 @@ class Study:
                 self.read(images, name),
                 needs=needs,
                 early_prototypes=early,
-                recall=self.caches[CUT],
+                memo=self.caches[CUT],
                 about=self.read.identity(images),
             )[0]
             for name, images in sets.items()

@@ -18,6 +18,7 @@ from grood_jax import benchmarks, models
 from grood_jax.cli import command, train
 from grood_jax.cli import eval as evaluation
 from grood_jax.evaluation import results
+from grood_jax.evaluation.tuning import create_candidates
 from grood_jax.storage.checkpoints import Loaded
 from grood_jax.support import checks, provenance
 from grood_jax.support.progress import tell
@@ -73,7 +74,7 @@ class ReproduceConfig:
 
 
 def main(config: ReproduceConfig) -> dict[str, Any]:
-    evaluation.create_candidates(config.detectors, search_options=False)
+    create_candidates(config.detectors, search_options=False)
     benchmark = benchmarks.get(config.dataset)
     model = config.model or benchmark.model
     named = benchmark.name if model == benchmark.model else f"{benchmark.name}_{model}"
@@ -128,7 +129,7 @@ def _trained(config: ReproduceConfig, seed: int, model: models.Name, directory: 
             output_dir=directory,
             options=replace(recipe, seed=seed, epochs=config.epochs or recipe.epochs),
         ),
-        report=tell,
+        say=tell,
         show_progress=sys.stderr.isatty(),
     )
 
@@ -153,7 +154,7 @@ def _evaluated(config: ReproduceConfig, seed: int, loaded: Loaded, run: str) -> 
         if same and earlier["checkpoint"]["fingerprint"] == loaded.fingerprint:
             tell(f"{path} is of this network and command; it is not made anew")
             return earlier
-    return evaluation.run(wanted, report=tell, show_progress=sys.stderr.isatty(), commandline=named)
+    return evaluation.run(wanted, say=tell, show_progress=sys.stderr.isatty(), commandline=named)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from grood_jax.backbone.backbone import Backbone
 from grood_jax.cli import eval
 from grood_jax.data import ArraySet, Preprocessing, batches
 from grood_jax.data.sets import UnreadableImage
-from grood_jax.passes import forward, processes, reading
+from grood_jax.passes import forward, processes, reading, training_pass
 from grood_jax.storage import checkpoints
 from grood_jax.support.errors import UserError
 
@@ -81,7 +81,7 @@ def share(wanted):
 
 
 with crew.together():
-    seen = forward.run_training_set(backbone, share, early=True)
+    seen = training_pass.run_training_set(backbone, share, early=True)
     few, labels = forward.extract_labelled(backbone, share(np.array([5])))
 
 
@@ -98,7 +98,7 @@ holed = Holed("holed", "here", pixels, images.labels)
 reader = reading.Reader(preprocessing, 4, False, bad=reading.BadImages(), crew=crew)
 train = reader.training(holed)
 with crew.together():
-    left = forward.run_training_set(backbone, train, early=False)
+    left = training_pass.run_training_set(backbone, train, early=False)
     again = train(np.arange(9)).rows
     counted = reader.described(holed)["unreadable"]
 found["holed"] = {

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from grood_jax.passes.memo import Form
 from grood_jax.storage.cache import OutputsCache
 
 ABOUT = {"set": "mnist", "n": 3}
@@ -19,6 +20,11 @@ class Making:
         return dict(self.arrays)
 
 
+def form(*names):
+    """Results that are arrays by name already."""
+    return Form(names, dict, dict)
+
+
 def made():
     return Making(features=np.arange(6, dtype=np.float32).reshape(3, 2), labels=np.arange(3))
 
@@ -29,7 +35,7 @@ def said():
 
 
 @pytest.fixture
-def recall(tmp_path, said):
+def memo(tmp_path, said):
     return OutputsCache(tmp_path, {"model": "abc"}, said.append)
 
 
@@ -38,10 +44,10 @@ def only(folder):
     return path
 
 
-def test_arrays_are_made_once(recall, said, tmp_path):
+def test_arrays_are_made_once(memo, said, tmp_path):
     make = made()
-    first = recall(ABOUT, ["features", "labels"], make)
-    again = OutputsCache(tmp_path, {"model": "abc"}, said.append)(ABOUT, ["features"], make)
+    first = memo(ABOUT, form("features", "labels"), make)
+    again = OutputsCache(tmp_path, {"model": "abc"}, said.append)(ABOUT, form("features"), make)
     assert make.count == 1 and said == []
     for name, array in make.arrays.items():
         for found in (first, again):
@@ -52,20 +58,19 @@ def test_arrays_are_made_once(recall, said, tmp_path):
 @pytest.mark.parametrize(
     ("shared", "about"), [({"model": "abd"}, ABOUT), ({"model": "abc"}, ABOUT | {"n": 4})]
 )
-def test_what_differs_is_made_anew(recall, said, tmp_path, shared, about):
-    recall(ABOUT, ["features"], made())
+def test_what_differs_is_made_anew(memo, said, tmp_path, shared, about):
+    memo(ABOUT, form("features"), made())
     make = made()
-    OutputsCache(tmp_path, shared, said.append)(about, ["features"], make)
+    OutputsCache(tmp_path, shared, said.append)(about, form("features"), make)
     assert make.count == 1 and len(list(tmp_path.iterdir())) == 2
 
 
-def test_arrays_that_are_missing_join_those_that_are_there(recall):
-    recall(ABOUT, ["features"], made())
+def test_arrays_that_are_missing_join_those_that_are_there(memo):
+    memo(ABOUT, form("features"), made())
     make = Making(**{"grams 0": np.ones(2), "grams 1": np.zeros(2)})
-    found = recall(ABOUT, ["features", "grams"], make)
-    assert make.count == 1 and set(found) == {"features", "labels", "grams 0", "grams 1"}
-    recall(ABOUT, ["grams", "labels"], make)
-    assert make.count == 1
+    memo(ABOUT, form("features", "grams"), make)
+    held = memo(ABOUT, form("grams", "labels"), make)
+    assert make.count == 1 and set(held) == {"features", "labels", "grams 0", "grams 1"}
 
 
 def cut_short(path):
@@ -97,22 +102,22 @@ def without_checksum(path):
 
 
 @pytest.mark.parametrize("spoil", [cut_short, emptied, changed, another, without_checksum])
-def test_a_spoilt_file_is_made_anew_and_said_so(recall, said, tmp_path, spoil):
-    recall(ABOUT, ["features"], made())
+def test_a_spoilt_file_is_made_anew_and_said_so(memo, said, tmp_path, spoil):
+    memo(ABOUT, form("features"), made())
     spoil(only(tmp_path))
     make = made()
-    found = recall(ABOUT, ["features"], make)
+    found = memo(ABOUT, form("features"), make)
     assert make.count == 1
     np.testing.assert_array_equal(found["features"], make.arrays["features"])
     (line,) = said
     assert str(only(tmp_path)) in line and "made anew" in line
-    recall(ABOUT, ["features"], make)
+    memo(ABOUT, form("features"), make)
     assert make.count == 1
 
 
 def test_a_file_that_cannot_be_written_loses_nothing(tmp_path, said):
-    recall = OutputsCache(tmp_path / "nowhere", {}, said.append)
+    memo = OutputsCache(tmp_path / "nowhere", {}, said.append)
     make = made()
-    found = recall(ABOUT, ["features"], make)
+    found = memo(ABOUT, form("features"), make)
     np.testing.assert_array_equal(found["features"], make.arrays["features"])
     assert "could not be written" in said[0]

@@ -35,7 +35,7 @@ def made(digits, tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(digits[0])
-        fit.run(config, report=said.append)
+        fit.run(config, say=said.append)
     return folder / "model", said
 
 
@@ -43,7 +43,7 @@ def lines(*words, **options):
     stream = io.StringIO()
     config = predict.PredictConfig(*words, **options)
     reported = []
-    failed = predict.run(config, stream=stream, report=reported.append)
+    failed = predict.run(config, stream=stream, say=reported.append)
     return stream.getvalue(), failed, reported
 
 
@@ -266,7 +266,7 @@ def test_names_that_are_no_text_are_written_in_ascii(answers, tmp_path):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     reported = []
     config = predict.PredictConfig(tmp_path, (tmp_path,))
-    assert predict.run(config, stream=stream, report=reported.append) == 1
+    assert predict.run(config, stream=stream, say=reported.append) == 1
     written = stream.buffer.getvalue().decode().splitlines()
     names = [line.split(",")[0].rpartition("/")[2] for line in written[1:]]
     assert sorted(names) == ["\\udcff.png", "line\\nbreak.png", "ü.png"]

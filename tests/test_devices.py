@@ -13,8 +13,8 @@ from grood_jax.backbone.outputs import Grams, Mix, Perturbed
 from grood_jax.data import batches
 from grood_jax.detectors import create
 from grood_jax.evaluation import fitting
-from grood_jax.passes import devices, forward
-from grood_jax.passes.forward import run_training_set
+from grood_jax.passes import devices, forward, training_pass
+from grood_jax.passes.training_pass import run_training_set
 from grood_jax.storage import checkpoints
 
 DIGITS = benchmarks.get("digits")
@@ -139,7 +139,7 @@ def test_nothing_travels_within_a_pass(eight, unchecked):
     weight = np.float32(0.5)
     for lowered in (
         forward.network_outputs.lower(eight, images, early, NEEDS, mesh),
-        forward._forward_and_sum.lower(eight, images, *marks, NEEDS[:1], sums, mesh),
-        forward._forward_mixed.lower(eight, images, early, marks[0], weight, mesh),
+        training_pass._forward_and_sum.lower(eight, images, *marks, NEEDS[:1], sums, mesh),
+        training_pass._forward_mixed.lower(eight, images, early, marks[0], weight, mesh),
     ):
         assert list(collectives(lowered.compile().as_text())) == []

@@ -15,7 +15,7 @@ from grood_jax.cli import eval, train
 from grood_jax.data import Preprocessing, batches
 from grood_jax.eval import EvalConfig
 from grood_jax.maths.metrics import ood_metrics
-from grood_jax.passes import forward
+from grood_jax.passes import forward, training_pass
 from grood_jax.storage import checkpoints
 from grood_jax.storage.checkpoints import ModelSpec
 
@@ -376,8 +376,10 @@ def test_a_second_evaluation_runs_no_network(in_digits, tmp_path, monkeypatch):
     cached = (*words, "--cache-dir", str(tmp_path / "cache"))
     first = evaluate(tmp_path / "first", *cached)
     calls = []
-    for name in ("network_outputs", "_forward_and_sum", "_forward_mixed"):
-        monkeypatch.setattr(forward, name, lambda *args, name=name: calls.append(name))
+    passes = [(forward, "network_outputs"), (training_pass, "network_outputs")]
+    passes += [(training_pass, name) for name in ("_forward_and_sum", "_forward_mixed")]
+    for module, name in passes:
+        monkeypatch.setattr(module, name, lambda *args, name=name: calls.append(name))
     second = evaluate(tmp_path / "second", *cached)
     assert calls == []
     for found in (first, second):

@@ -771,7 +771,7 @@ def files(draw, world):
     said = []
     with pytest.MonkeyPatch.context() as patch, in_little_memory():
         patch.setattr(predict.deployment, "load", lambda _: Answers())
-        failed = predict.run(config, stream=stream, report=said.append)
+        failed = predict.run(config, stream=stream, say=said.append)
     assert len(said) == failed + bool(failed)
     assert all(len(line.splitlines()) == 1 for line in said)
     stream.flush()

@@ -15,7 +15,7 @@ from grood_jax.cli import eval
 from grood_jax.data import batches
 from grood_jax.eval import EvalConfig
 from grood_jax.passes import processes
-from grood_jax.passes.forward import make_anew
+from grood_jax.passes.memo import make_anew
 from grood_jax.passes.processes import Processes
 
 LIMIT = 61

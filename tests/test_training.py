@@ -78,9 +78,9 @@ def test_a_run_stopped_between_epochs_resumes_to_the_same_curve(whole, tmp_path)
             raise Stop
 
     with pytest.raises(Stop):
-        run(tmp_path, report=stop)
+        run(tmp_path, say=stop)
     lines = []
-    resumed = run(tmp_path, report=lines.append)
+    resumed = run(tmp_path, say=lines.append)
     assert "after epoch 2 of 3" in lines[0]
     assert resumed.record["history"] == whole.record["history"]
     assert resumed.fingerprint == whole.fingerprint

@@ -114,7 +114,7 @@ else:
         num_classes=10,
         options=options,
         directory=Path("checkpoints") / f"tpu_cifar10{'-small' if SMALL else ''}",
-        report=print,
+        say=print,
     )
 
 # %% [markdown]

@@ -12,10 +12,9 @@ from grood_jax.cli import command
 from grood_jax.data.finding import Kind
 from grood_jax.storage.checkpoints import Loaded
 from grood_jax.support import checks
-from grood_jax.support.files import require_directory
 from grood_jax.support.progress import tell
-from grood_jax.training import loop as training
-from grood_jax.training.loop import TrainOptions
+from grood_jax.training.loop import TrainOptions, recipe
+from grood_jax.training.runs import train_on
 
 DESCRIPTION = """Trains a classifier on the training images of a benchmark, with a checkpoint after
 each epoch; started again, it goes on where it stopped. The defaults are the data set's."""
@@ -56,19 +55,15 @@ class TrainConfig:
             checks.at_least("limit", self.limit, 1)
 
 
-def default_directory(dataset: str, model: str, seed: int) -> Path:
-    """Where a training run keeps its checkpoints unless told otherwise."""
-    return Path("checkpoints") / f"{dataset}-{model}-seed{seed}"
-
-
+@command.says
 def run(
-    config: TrainConfig, *, report: Callable[[str], None] = print, show_progress: bool = False
+    config: TrainConfig, *, say: Callable[[str], None] = print, show_progress: bool = False
 ) -> Loaded:
     """Trains, or goes on training, the network that the configuration describes.
 
     Args:
       config: what and how.
-      report: takes lines of progress.
+      say: takes lines of progress.
       show_progress: shows a bar on stderr.
 
     Returns:
@@ -78,35 +73,18 @@ def run(
       UserError: what a user can mend: missing data, another run's checkpoint, …
       ValueError: an unknown data set or model.
     """
-    benchmark = benchmarks.get(config.dataset)
-    model = config.model or benchmark.model
-    data = benchmarks.open_benchmark(
-        benchmark,
+    return train_on(
+        benchmarks.get(config.dataset),
+        config.options,
+        model=config.model,
+        directory=config.output_dir,
         data_dir=config.data_dir,
         source=config.source,
         download=config.download,
-        ood=False,
         limit=config.limit,
-    )
-    directory = config.output_dir or default_directory(benchmark.name, model, config.options.seed)
-    require_directory("output_dir", directory)
-    loaded = training.train(
-        data.train,
-        benchmark.preprocessing,
-        dataset=benchmark.name,
-        model=model,
-        num_classes=benchmark.num_classes,
-        options=config.options,
-        directory=directory,
-        report=report,
+        say=say,
         show_progress=show_progress,
     )
-    share = training.accuracy(loaded.model, data.test, benchmark.preprocessing)
-    report(
-        f"{model} on {benchmark.name}: test accuracy {share:.4f} ({len(data.test)} images), "
-        f"checkpoint in {directory}"
-    )
-    return loaded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,6 +96,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         dataset = first.parse_known_args(argv)[0].dataset
     except argparse.ArgumentError:
         dataset = "digits"
-    default = TrainConfig(options=training.recipe(dataset))
+    default = TrainConfig(options=recipe(dataset))
     config = command.parse(default, "grood_jax.train", DESCRIPTION, argv)
-    return command.status(lambda: run(config, report=tell, show_progress=True))
+    return command.status(lambda: run(config, say=tell, show_progress=True))

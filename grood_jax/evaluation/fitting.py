@@ -16,16 +16,9 @@ from grood_jax.backbone.outputs import Mix, Need, Outputs
 from grood_jax.data import Batch
 from grood_jax.detectors import Detector, MixedTraining, Noise, OODSource, Training, Validation
 from grood_jax.passes.devices import on_one
-from grood_jax.passes.forward import (
-    Recall,
-    TrainingBatches,
-    TrainingPass,
-    extract,
-    extract_labelled,
-    make_anew,
-    require_needs,
-    run_training_set,
-)
+from grood_jax.passes.forward import TrainingBatches, extract, extract_labelled, require_needs
+from grood_jax.passes.memo import Memo, make_anew
+from grood_jax.passes.training_pass import TrainingPass, run_training_set
 from grood_jax.support.errors import UserError
 
 SCORE_ROWS = 1024
@@ -136,7 +129,7 @@ def prepare(
     key: Array,
     noise: Callable[[int, Array], Iterable[Batch]] | None = None,
     validation: Callable[[], Iterable[Batch]] | None = None,
-    recall: Recall = make_anew,
+    memo: Memo = make_anew,
 ) -> Fitter:
     """Computes what detectors are fitted on: one pass over the training set, and what they ask for.
 
@@ -147,7 +140,7 @@ def prepare(
       key: randomness: which samples are mixed, noise images, each detector's own.
       noise: ``(count, key) -> batches`` of noise images, normalised as the data are.
       validation: gives batches of held-out OOD images.
-      recall: gives the arrays of each pass, or has them made.
+      memo: remembers the results of each pass, or has them made.
 
     Raises:
       UserError: a detector asks for noise or validation images and there are none, or for what
@@ -185,7 +178,7 @@ def prepare(
         isinstance(source, MixedTraining) for source in sources
     )
     fit_needs = tuple(sorted({need for _, d in detectors for need in d.fit_needs}))
-    seen = run_training_set(backbone, train, early=needs_early, needs=fit_needs, recall=recall)
+    seen = run_training_set(backbone, train, early=needs_early, needs=fit_needs, memo=memo)
 
     def stand_in(source: OODSource) -> Outputs:
         if isinstance(source, MixedTraining):
@@ -194,10 +187,10 @@ def prepare(
             random_bits = np.asarray(jax.random.key_data(noise_key))
             about = {"set": "noise", "images": source.images, "key": random_bits.tolist()}
             batches = noise(source.images, noise_key)
-            return extract_labelled(backbone, batches, recall=recall, about=about)[0]
+            return extract_labelled(backbone, batches, memo=memo, about=about)[0]
         if isinstance(source, Validation) and validation is not None:
             about = {"set": "held-out OOD images"}
-            return extract_labelled(backbone, validation(), recall=recall, about=about)[0]
+            return extract_labelled(backbone, validation(), memo=memo, about=about)[0]
         raise TypeError(f"ood source is {source!r}; expected one of {OODSource}")
 
     ood = {
@@ -214,7 +207,7 @@ def fit_detectors(
     key: Array,
     noise: Callable[[int, Array], Iterable[Batch]] | None = None,
     validation: Callable[[], Iterable[Batch]] | None = None,
-    recall: Recall = make_anew,
+    memo: Memo = make_anew,
 ) -> FittedAll:
     """Fits detectors on one pass over the training set, plus one over the samples that are mixed.
 
@@ -225,7 +218,7 @@ def fit_detectors(
       key: randomness.
       noise: as for `prepare`.
       validation: as for `prepare`.
-      recall: as for `prepare`.
+      memo: as for `prepare`.
 
     Returns:
       The fitted detectors.
@@ -241,7 +234,7 @@ def fit_detectors(
         key=key,
         noise=noise,
         validation=validation,
-        recall=recall,
+        memo=memo,
     )
     return fit_all(fitter, detectors)
 

@@ -1,12 +1,14 @@
 """Options of detectors, chosen by their AUROC on validation sets, as OpenOOD does."""
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from grood_jax.backbone.outputs import Outputs
-from grood_jax.detectors import Detector, create
+from grood_jax.detectors import Detector, combine, create, names
+from grood_jax.detectors.spec import parse_spec
 from grood_jax.evaluation import fitting
 from grood_jax.evaluation.fitting import Fitter
 from grood_jax.maths.metrics import ood_metrics
@@ -29,6 +31,47 @@ class Chosen:
     auroc: float
     tried: int
     failed: tuple[str, ...]
+
+    def record(self) -> dict[str, Any]:
+        """What the results say of it."""
+        return {
+            "chosen": dict(self.values),
+            "validation_auroc": self.auroc,
+            "tried": self.tried,
+            "failed": list(self.failed),
+        }
+
+
+def create_candidates(
+    specs: Sequence[str], search_options: bool
+) -> dict[str, tuple[Detector, ...]]:
+    """Detectors by the words that describe them; "all" stands for one of each.
+
+    Args:
+      specs: names, options behind a colon; with "+" in between, a combination of detectors.
+      search_options: give one detector for each combination of options that may be searched.
+
+    Raises:
+      ValueError: no detector has that name, or it has no such option, or not with that value; or
+        none is given.
+      TypeError: an option is of the wrong type.
+    """
+    words = dict.fromkeys(
+        word for spec in specs for word in (names() if spec == "all" else (spec,))
+    )
+    if not words:
+        raise ValueError(f"detectors is empty; expected some of {', '.join(names())}")
+    made: dict[str, tuple[Detector, ...]] = {}
+    for word in words:
+        # Not in 1e+5.
+        members = [parse_spec(part) for part in re.split(r"\+(?=[a-z_])", word)]
+        if len(members) > 1:
+            made[word] = (combine([create(n, **o) for n, o in members]),)
+        elif search_options:
+            made[word] = candidates(*members[0])
+        else:
+            made[word] = (create(members[0][0], **members[0][1]),)
+    return made
 
 
 def candidates(name: str, given: Mapping[str, Any]) -> tuple[Detector, ...]:

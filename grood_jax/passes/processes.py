@@ -20,6 +20,7 @@ from jaxtyping import Int
 
 from grood_jax.data import Batch
 from grood_jax.maths.prototypes import ClassSums, merge
+from grood_jax.passes.memo import Form, Memo
 from grood_jax.support.errors import UserError
 
 T = TypeVar("T")
@@ -75,13 +76,12 @@ def block_of(batches: Iterable[Batch], count: int) -> slice:
     return batches.block if isinstance(batches, Share) else slice(0, count)
 
 
-def joined(
-    batches: Iterable[Batch], make: Callable[[], dict[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
-    """Arrays with a row for each valid one of the batches, of all processes if these are a `Share`.
+def joined(batches: Iterable[Batch], form: Form[T], make: Callable[[], T]) -> T:
+    """Results with a row for each valid one of the batches, of all processes if a `Share`.
 
     Args:
-      batches: what the arrays are made of.
+      batches: what the results are made of.
+      form: how they are arrays.
       make: makes this process's.
 
     Raises:
@@ -90,10 +90,10 @@ def joined(
     if not isinstance(batches, Share):
         return make()
     try:
-        arrays = make()
+        arrays = form.to_arrays(make())
     except Exception as error:
         raise Stopped(str(error)) from error
-    return {name: _joined(arrays[name]) for name in sorted(arrays)}
+    return form.from_arrays({name: _joined(arrays[name]) for name in sorted(arrays)})
 
 
 def joined_sums(batches: Iterable[Batch], sums: ClassSums) -> ClassSums:
@@ -203,32 +203,28 @@ class Processes:
         """The rows of all processes' arrays, which must agree in all but their number."""
         return array if self.count == 1 else _joined(array)
 
-    def agreed(self, recall: Callable[..., dict[str, np.ndarray]]) -> Callable[..., Any]:
-        """A `Recall` that only the first process has, and that gives all of them its arrays."""
+    def agreed(self, memo: Memo) -> Memo:
+        """A `Memo` that only the first process has, and that gives all of them its results."""
         if self.count == 1:
-            return recall
+            return memo
 
-        def ask(
-            about: Mapping[str, Any],
-            names: Iterable[str],
-            make: Callable[[], dict[str, np.ndarray]],
-        ) -> dict[str, np.ndarray]:
+        def ask(about: Mapping[str, Any], form: Form[T], make: Callable[[], T]) -> T:
             if not self.leads:
                 wanted = _round()[0] == WANTED
-                return make() if wanted else _from_first({})
+                return make() if wanted else form.from_arrays(_from_first({}))
             asked = False
 
-            def make_together() -> dict[str, np.ndarray]:
+            def make_together() -> T:
                 nonlocal asked
                 asked = True
                 _round(WANTED)
                 return make()
 
-            arrays = recall(about, names, make_together)
-            if asked:
-                return arrays
-            _round(HELD)
-            return _from_first(arrays)
+            results = memo(about, form, make_together)
+            if not asked:
+                _round(HELD)
+                _from_first(form.to_arrays(results))
+            return results
 
         return ask
 

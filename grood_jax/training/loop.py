@@ -166,7 +166,7 @@ def train(
     num_classes: int,
     options: TrainOptions,
     directory: Path,
-    report: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = lambda line: None,
     show_progress: bool = False,
 ) -> Loaded:
     """Trains a classifier, or goes on where an earlier run in the directory stopped.
@@ -182,7 +182,7 @@ def train(
       num_classes: how many classes.
       options: how.
       directory: of the checkpoints.
-      report: takes lines of progress.
+      say: takes lines of progress.
       show_progress: shows a bar on stderr.
 
     Returns:
@@ -229,7 +229,7 @@ def train(
         history = list(found.record["history"])
         saved = checkpoints.load_optimizer(directory, found.step, {"state": state.optimizer})
         state = TrainState(state.parameters, state.rest, saved["state"])
-        report(f"resuming {directory} after epoch {found.step} of {options.epochs}")
+        say(f"resuming {directory} after epoch {found.step} of {options.epochs}")
     rates = learning_rates(options, steps * options.epochs)
     with (
         checkpoints.manager(directory) as manager,
@@ -258,7 +258,7 @@ def train(
                 record=about | {"history": history},
             )
             bar.set_postfix_str(f"epoch {epoch + 1}/{options.epochs}, loss {loss:.3f}")
-            report(
+            say(
                 f"epoch {epoch + 1} of {options.epochs}: loss {loss:.4f}, "
                 f"training accuracy {accuracy:.4f}"
             )

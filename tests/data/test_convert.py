@@ -52,7 +52,7 @@ def test_the_validation_part_may_be_absent(folders, tmp_path):
 def test_the_default_folder_is_tensorflow_datasets_own(folders, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "default"))
     config = convert.ConvertConfig(name="toy", test=folders[0])
-    assert convert.run(config, report=lambda line: None) == tmp_path / "default" / "toy" / "1.0.0"
+    assert convert.run(config, say=lambda line: None) == tmp_path / "default" / "toy" / "1.0.0"
 
 
 def failure(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:

@@ -8,7 +8,7 @@ from grood_jax.backbone.backbone import Backbone
 from grood_jax.backbone.outputs import Outputs
 from grood_jax.detectors import Detector, create
 from grood_jax.evaluation import fitting, tuning
-from grood_jax.passes.forward import TrainingPass
+from grood_jax.passes.training_pass import TrainingPass
 
 ROWS = 30
 

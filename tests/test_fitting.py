@@ -26,7 +26,7 @@ from grood_jax.detectors import (
     msp,
 )
 from grood_jax.evaluation import fitting
-from grood_jax.passes.forward import run_training_set
+from grood_jax.passes.training_pass import run_training_set
 from grood_jax.support.errors import UserError
 
 ROWS, BATCH, CLASSES, WIDTH = 70, 32, 4, 6

@@ -1,0 +1,205 @@
+"""A directory to ship, step by step: open the inputs, fit and calibrate, check what is promised.
+
+What is printed and written stands in `grood_jax.cli.fit`.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from grood_jax import benchmarks
+from grood_jax.benchmarks import Benchmark, OpenBenchmark
+from grood_jax.data import ImageSet
+from grood_jax.data.sets import PartOfSet
+from grood_jax.deploying import deployment
+from grood_jax.deploying.deployment import Deployment
+from grood_jax.deploying.ood_classifier import OODClassifier
+from grood_jax.detectors import Detector, Validation
+from grood_jax.evaluation.classifier import find_classifier, preprocessing_of
+from grood_jax.evaluation.pipeline import explained, present
+from grood_jax.evaluation.setting import Setting
+from grood_jax.evaluation.tuning import create_candidates
+from grood_jax.passes.reading import Reader
+from grood_jax.storage.checkpoints import Loaded
+from grood_jax.support import checks
+
+
+@dataclass(frozen=True)
+class FitConfig(Setting):
+    """What is fitted, and where to.
+
+    Attributes:
+      detector: the detector, options behind a colon (grood:k=5); several joined by "+".
+      output_dir: the directory, replaced if it holds an earlier one (default:
+        deployments/DATASET-DETECTOR).
+      target_tpr: the share of images in distribution that are to be taken for such.
+      per_class: keep that share within each predicted class.
+      calibration_share: the share of the test images that set the threshold.
+    """
+
+    detector: str = "grood"
+    output_dir: Path | None = None
+    target_tpr: float = 0.95
+    per_class: bool = False
+    calibration_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+          ValueError: an option outside its range.
+        """
+        super().__post_init__()
+        for name in ("target_tpr", "calibration_share"):
+            if not 0 < checks.fraction(name, getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a number in (0, 1)")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is fitted on, opened.
+
+    Attributes:
+      benchmark: the benchmark's description.
+      data: its sets in distribution.
+      loaded: the classifier.
+      read: gives batches of sets.
+      held_out: test images that set the threshold.
+      checked: the other test images, on which what is promised is checked.
+    """
+
+    benchmark: Benchmark
+    data: OpenBenchmark
+    loaded: Loaded
+    read: Reader
+    held_out: ImageSet
+    checked: ImageSet
+
+
+@dataclass(frozen=True)
+class Realised:
+    """What became of test images that set no threshold.
+
+    Attributes:
+      images: how many there are.
+      kept: the share taken for ID.
+      accuracy: of the classifier.
+    """
+
+    images: int
+    kept: float
+    accuracy: float
+
+
+def default_directory(dataset: str, detector: str) -> Path:
+    """Where what is fitted lies unless told otherwise."""
+    return Path("deployments") / f"{dataset}-{re.sub(r'[^A-Za-z0-9._]+', '-', detector)}"
+
+
+def create_detector(spec: str) -> Detector:
+    """The detector of that description.
+
+    Raises:
+      ValueError, TypeError: as `grood_jax.evaluation.tuning.create_candidates`; or it stands for
+        several.
+    """
+    made = create_candidates((spec,), False)
+    if len(made) != 1:
+        raise ValueError(f"detector is {spec!r}; expected one (join several by +)")
+    return made[spec][0]
+
+
+def open_sets(config: FitConfig, detector: Detector) -> tuple[Benchmark, OpenBenchmark]:
+    """Finds the sets in distribution before anything is computed.
+
+    Raises:
+      UserError: sets are missing, or the file that describes them describes none.
+    """
+    benchmark = benchmarks.get(config.dataset)
+    return benchmark, benchmarks.open_benchmark(
+        benchmark,
+        preprocessing=preprocessing_of(config, benchmark),
+        data_dir=config.data_dir,
+        source=config.source,
+        download=config.download,
+        validation=isinstance(detector.ood, Validation),
+        ood=False,
+        limit=config.limit,
+    )
+
+
+def open_inputs(
+    config: FitConfig,
+    benchmark: Benchmark,
+    data: OpenBenchmark,
+    say: Callable[[str], None],
+    show_progress: bool,
+) -> Inputs:
+    """Brings a classifier to the sets; it is trained on the spot if need be.
+
+    Raises:
+      UserError: there is no classifier, or it does not fit the rest.
+    """
+    loaded, _ = find_classifier(config, benchmark, say, show_progress)
+    preprocessing = loaded.spec.preprocessing
+    read = Reader(preprocessing, config.batch_size, show_progress, config.workers)
+    held_out, checked = divided_test_set(config, data.test)
+    return Inputs(benchmark, data, loaded, read, held_out, checked)
+
+
+def divided_test_set(config: FitConfig, test: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """The test images that set the threshold, drawn at random, and the others."""
+    sample_key, _ = _keys(config)
+    shuffled = np.asarray(jax.random.permutation(sample_key, len(test)))
+    cut = max(1, round(config.calibration_share * len(shuffled)))
+    return (
+        PartOfSet(test, np.sort(shuffled[:cut]), "calibration"),
+        PartOfSet(test, np.sort(shuffled[cut:]), "check"),
+    )
+
+
+def fit(config: FitConfig, detector: Detector, inputs: Inputs) -> Deployment:
+    """Fits the detector and sets its threshold.
+
+    Raises:
+      UserError: what the data made impossible.
+    """
+    loaded, read, data, benchmark = inputs.loaded, inputs.read, inputs.data, inputs.benchmark
+    classifier = explained(
+        config.limit,
+        lambda: OODClassifier.fit(
+            deployment.backbone_of(loaded.model, loaded.spec, config.cut),
+            read.training(data.train),
+            detector=detector,
+            calibration=read(inputs.held_out, "calibration images"),
+            key=_keys(config)[1],
+            target_tpr=config.target_tpr,
+            per_class=config.per_class,
+            noise=read.noise,
+            validation=lambda: read(present(data.validation), "held-out OOD images"),
+        ),
+    )
+    names = benchmark.class_names or tuple(map(str, range(benchmark.num_classes)))
+    return Deployment(classifier, loaded.model, loaded.spec, config.cut, names)
+
+
+def realised(made: Deployment, inputs: Inputs) -> Realised | None:
+    """What the other test images say of the promise; None where there are none."""
+    count = len(inputs.checked)
+    if not count:
+        return None
+    kept, right = 0, 0
+    for batch in inputs.read(inputs.checked, "check"):
+        answer = made.classifier.predict(batch.images[batch.valid])
+        kept += int((~answer.is_ood).sum())
+        right += int((answer.label == batch.labels[batch.valid]).sum())
+    return Realised(count, kept / count, right / count)
+
+
+def _keys(config: FitConfig) -> jax.Array:
+    """One key for which images are held out, and one for the fit."""
+    return jax.random.split(jax.random.key(config.seed))

@@ -1,0 +1,119 @@
+"""The classifier that a setting asks for: read, or trained on the spot."""
+
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from grood_jax import models
+from grood_jax.benchmarks import Benchmark
+from grood_jax.data import Preprocessing
+from grood_jax.evaluation.setting import Setting
+from grood_jax.storage import checkpoints
+from grood_jax.storage.checkpoints import Loaded
+from grood_jax.support.errors import UserError
+from grood_jax.training.loop import recipe
+from grood_jax.training.runs import default_directory, train_on
+
+
+def classifier_directory(setting: Setting, benchmark: Benchmark) -> Path:
+    """Where the classifier lies that a setting asks for."""
+    model = setting.model or benchmark.model
+    return setting.checkpoint or default_directory(benchmark.name, model, setting.seed)
+
+
+def preprocessing_of(setting: Setting, benchmark: Benchmark) -> Preprocessing:
+    """What images are brought to: what the checkpoint says, if there is one yet."""
+    spec = checkpoints.read_spec(classifier_directory(setting, benchmark))
+    return benchmark.preprocessing if spec is None else spec.preprocessing
+
+
+def find_classifier(
+    setting: Setting, benchmark: Benchmark, say: Callable[[str], None], show_progress: bool
+) -> tuple[Loaded, Path]:
+    """The classifier that a setting asks for, trained on the spot if need be.
+
+    Raises:
+      UserError: there is none, or it does not fit the benchmark or the cut.
+    """
+    model = setting.model or benchmark.model
+    if setting.checkpoint is None:
+        # Before a network is trained that has no such stage.
+        _require_stage(setting.cut, model)
+    directory = classifier_directory(setting, benchmark)
+    step = checkpoints.latest_step(directory)
+    trains = setting.checkpoint is None and benchmark.trains_on_the_spot
+    if trains and (step or 0) < recipe(benchmark.name).epochs:
+        loaded = _trained(setting, benchmark, model, directory, say, show_progress)
+    elif step is None:
+        raise UserError(_how_to_train(setting, model, directory))
+    else:
+        expected = setting.model if setting.checkpoint else model
+        loaded = checkpoints.load_model(directory, expected_model=expected)
+        say(f"classifier: {loaded.spec.model} from {directory} ({loaded.spec.source})")
+    _check_fit(loaded, directory, benchmark)
+    _require_stage(setting.cut, loaded.spec.model)
+    return loaded, directory
+
+
+def _trained(
+    setting: Setting,
+    benchmark: Benchmark,
+    model: str,
+    directory: Path,
+    say: Callable[[str], None],
+    show_progress: bool,
+) -> Loaded:
+    say(
+        f"training {model} on all training images of {benchmark.name}; the checkpoint will "
+        f"lie in {directory}"
+    )
+    start = time.perf_counter()
+    loaded = train_on(
+        benchmark,
+        replace(recipe(benchmark.name), seed=setting.seed),
+        model=model,
+        directory=directory,
+        data_dir=setting.data_dir,
+        source=setting.source,
+        say=say,
+        show_progress=show_progress,
+    )
+    say(f"trained in {time.perf_counter() - start:.0f} s")
+    return loaded
+
+
+def _how_to_train(setting: Setting, model: str, directory: Path) -> str:
+    words = ["--dataset", setting.dataset, "--model", model, "--seed", str(setting.seed)]
+    if setting.data_dir is not None:
+        words += ["--data-dir", str(setting.data_dir)]
+    words += ["--output-dir", str(directory)]
+    return (
+        f"there is no checkpoint in {directory}; train one with python -m grood_jax.train "
+        + shlex.join(words)
+        + ("" if setting.checkpoint else ", or name another with --checkpoint")
+    )
+
+
+def _require_stage(cut: str, model: str) -> None:
+    stages = models.stages(model)
+    if cut not in stages:
+        raise UserError(f"cut is {cut!r}; expected a stage of {model}: {', '.join(stages)}")
+
+
+def _check_fit(loaded: Loaded, directory: Path, benchmark: Benchmark) -> None:
+    spec, wanted = loaded.spec, benchmark.preprocessing
+    facts = [
+        ("classes", spec.num_classes, benchmark.num_classes),
+        ("channels", spec.preprocessing.channels, wanted.channels),
+    ]
+    if callable(benchmark.test.sources):
+        # Built in at one size.
+        facts.append(("pixels a side", spec.preprocessing.image_size, wanted.image_size))
+    for name, has, expected in facts:
+        if has != expected:
+            raise UserError(
+                f"the checkpoint in {directory} has {has} {name}; benchmark {benchmark.name} "
+                f"needs {expected}"
+            )

@@ -1,0 +1,421 @@
+"""An evaluation, step by step: open the inputs, pass, fit, score, record.
+
+Each step takes values and gives values; what is printed and written stands in `grood_jax.cli.eval`.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from grood_jax import benchmarks
+from grood_jax.backbone.backbone import Backbone
+from grood_jax.backbone.outputs import Need, Outputs
+from grood_jax.benchmarks import Benchmark, OpenBenchmark
+from grood_jax.data import ImageSet
+from grood_jax.detectors import Detector, Validation
+from grood_jax.evaluation import fitting, results, tuning
+from grood_jax.evaluation.classifier import find_classifier, preprocessing_of
+from grood_jax.evaluation.fitting import Fitted, FittedAll, Fitter
+from grood_jax.evaluation.report import Group, ShownSet
+from grood_jax.evaluation.setting import EvalConfig
+from grood_jax.maths.metrics import ood_metrics
+from grood_jax.passes import devices
+from grood_jax.passes.forward import extract_labelled
+from grood_jax.passes.memo import Memo, make_anew
+from grood_jax.passes.processes import Processes
+from grood_jax.passes.reading import BadImages, Reader
+from grood_jax.storage.cache import OutputsCache
+from grood_jax.storage.checkpoints import Loaded
+from grood_jax.support import provenance
+from grood_jax.support.errors import UserError
+
+T = TypeVar("T")
+
+Candidates = Mapping[str, tuple[Detector, ...]]
+"""Detectors by the words that describe them: several where options are to be chosen."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an evaluation works on, opened.
+
+    Attributes:
+      config: what is evaluated.
+      benchmark: its description.
+      data: its sets.
+      loaded: the classifier.
+      directory: where that lies.
+      backbone: the classifier, cut, on all devices.
+      read: gives batches of sets.
+      memo: remembers the network's outputs, or has them made.
+    """
+
+    config: EvalConfig
+    benchmark: Benchmark
+    data: OpenBenchmark
+    loaded: Loaded
+    directory: Path
+    backbone: Backbone
+    read: Reader
+    memo: Memo
+
+    def outputs_of(
+        self, images: ImageSet, needs: tuple[Need, ...], early: Float[Array, "c ..."] | None
+    ) -> tuple[Outputs, Int[np.ndarray, " n"]]:
+        """The network's outputs for a set, and the labels."""
+        return extract_labelled(
+            self.backbone,
+            self.read(images, images.name),
+            needs=needs,
+            early_prototypes=early,
+            memo=self.memo,
+            about=self.read.identity(images),
+        )
+
+
+@dataclass(frozen=True)
+class Passed:
+    """The network's outputs for all sets that are scored.
+
+    Attributes:
+      inside: of the sets in distribution by name, the test set first, with their labels.
+      outside: of the OOD sets by name.
+    """
+
+    inside: Mapping[str, tuple[Outputs, Int[np.ndarray, " n"]]]
+    outside: Mapping[str, Outputs]
+
+    @property
+    def outputs(self) -> dict[str, Outputs]:
+        """Of all sets, by name; no two have the same."""
+        names = [*self.inside, *self.outside]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UserError(f"several sets are called {', '.join(twice)}; expected a name for each")
+        return {name: outputs for name, (outputs, _) in self.inside.items()} | dict(self.outside)
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """Of the classifier on the sets in distribution."""
+        return {
+            name: float((np.asarray(outputs.logits).argmax(axis=1) == labels).mean())
+            for name, (outputs, labels) in self.inside.items()
+        }
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one detector made of all sets.
+
+    Attributes:
+      figures: its entry in the results.
+      scores: by set, (N,) float32.
+    """
+
+    figures: dict[str, Any]
+    scores: dict[str, Float[np.ndarray, " _"]]
+
+
+def every(candidates: Candidates) -> list[tuple[str, Detector]]:
+    """All candidates, each with the word that describes it."""
+    return [(word, detector) for word, tried in candidates.items() for detector in tried]
+
+
+def open_sets(
+    config: EvalConfig, candidates: Candidates, crew: Processes, say: Callable[[str], None]
+) -> tuple[Benchmark, OpenBenchmark]:
+    """Finds all sets of images before anything is computed.
+
+    Args:
+      config: what is evaluated.
+      candidates: with which detectors.
+      crew: the processes that do it together.
+      say: takes lines of progress.
+
+    Raises:
+      UserError: sets are missing, or the file that describes them describes none.
+    """
+    benchmark = benchmarks.get(config.dataset)
+    data = crew.in_turn(
+        lambda: benchmarks.open_benchmark(
+            benchmark,
+            preprocessing=preprocessing_of(config, benchmark),
+            data_dir=config.data_dir,
+            source=config.source,
+            skip_missing=config.skip_missing,
+            download=config.download,
+            validation=any(isinstance(own.ood, Validation) for _, own in every(candidates)),
+            search=config.search,
+            full_spectrum=config.full_spectrum,
+            limit=config.limit,
+            train_share=config.train_share,
+            seed=config.seed,
+        )
+    )
+    for name in data.skipped:
+        say(f"skipped {name}: it is missing")
+    return benchmark, data
+
+
+def open_inputs(
+    config: EvalConfig,
+    benchmark: Benchmark,
+    data: OpenBenchmark,
+    crew: Processes,
+    say: Callable[[str], None],
+    show_progress: bool,
+) -> Inputs:
+    """Brings a classifier to the sets; it is trained on the spot if need be.
+
+    Args:
+      config: what is evaluated.
+      benchmark: as `open_sets` gives it, like the next.
+      data: the sets.
+      crew: the processes that do it together.
+      say: takes lines of progress.
+      show_progress: shows bars on stderr.
+
+    Raises:
+      UserError: there is no classifier, or it does not fit the rest.
+    """
+    loaded, directory = crew.in_turn(lambda: find_classifier(config, benchmark, say, show_progress))
+    crew.require_same("classifiers or images", _foundation(loaded, data))
+    preprocessing = loaded.spec.preprocessing
+    backbone = devices.spread(
+        Backbone.from_nnx(loaded.model, cut=config.cut, input_std=preprocessing.std)
+    )
+    bad = BadImages() if config.skip_bad_images else None
+    read = Reader(preprocessing, config.batch_size, show_progress, config.workers, bad, crew)
+    memo = crew.agreed(_memo(config, loaded, data, say, read))
+    return Inputs(config, benchmark, data, loaded, directory, backbone, read, memo)
+
+
+def pass_training_set(inputs: Inputs, candidates: Candidates) -> Fitter:
+    """Runs the network over the training set, and over what stands for OOD images.
+
+    Raises:
+      UserError: a detector asks for what there is not.
+      ValueError: outputs that are not finite, labels that are no classes.
+    """
+    read, data = inputs.read, inputs.data
+    return fitting.prepare(
+        inputs.backbone,
+        read.training(data.train),
+        every(candidates),
+        key=jax.random.key(inputs.config.seed),
+        noise=read.noise,
+        validation=lambda: read(present(data.validation), "held-out OOD images"),
+        memo=inputs.memo,
+    )
+
+
+def choose_options(
+    inputs: Inputs, fitter: Fitter, candidates: Candidates
+) -> dict[str, tuning.Chosen]:
+    """Of several candidates the best on the validation sets, by the word that describes them."""
+    several = {word: tried for word, tried in candidates.items() if len(tried) > 1}
+    if not several:
+        return {}
+    needs = fitting.all_needs(detector for _, detector in every(candidates))
+    early = fitter.seen.early_prototypes
+    parts = (present(inputs.data.id_validation), present(inputs.data.validation))
+    inside, outside = (inputs.outputs_of(images, needs, early)[0] for images in parts)
+    return {
+        word: tuning.choose(fitter, word, tried, inside, outside) for word, tried in several.items()
+    }
+
+
+def fit(fitter: Fitter, candidates: Candidates, chosen: Mapping[str, tuning.Chosen]) -> FittedAll:
+    """Fits the detectors, with the options that were chosen."""
+    wanted = {
+        word: chosen[word].detector if word in chosen else tried[0]
+        for word, tried in candidates.items()
+    }
+    return fitting.fit_all(fitter, wanted)
+
+
+def pass_test_sets(inputs: Inputs, fitted: FittedAll) -> Passed:
+    """Runs the network over all sets that are scored."""
+
+    def outputs_of(images: ImageSet) -> tuple[Outputs, Int[np.ndarray, " n"]]:
+        return inputs.outputs_of(images, fitted.needs, fitted.early_prototypes)
+
+    data = inputs.data
+    inside = {"test": outputs_of(data.test)}
+    inside |= {name: outputs_of(images) for name, images in data.shifted.items()}
+    return Passed(inside, {name: outputs_of(images)[0] for name, (_, images) in data.ood.items()})
+
+
+def score(
+    fitted: Fitted, passed: Passed, groups: Mapping[str, Group], chosen: tuning.Chosen | None = None
+) -> Scored:
+    """A detector's figures, and its scores by set.
+
+    Args:
+      fitted: the detector.
+      passed: the network's outputs.
+      groups: of the OOD sets.
+      chosen: how its options were chosen, if they were.
+    """
+    detector, state = fitted.detector, fitted.state
+    outputs = passed.outputs
+    # The first block compiles: it is scored once before the clock starts.
+    fitting.score(detector, state, jax.tree.map(lambda array: array[:1], outputs["test"]))
+    start = time.perf_counter()
+    scores = {name: fitting.score(detector, state, own) for name, own in outputs.items()}
+    seconds = time.perf_counter() - start
+    inside = np.concatenate([scores[name] for name in passed.inside])
+    datasets = {
+        name: {"group": groups[name], "n": len(own), **ood_metrics(inside, own)}
+        for name, own in scores.items()
+        if name in passed.outside
+    }
+    figures = {
+        "options": dict(detector.options),
+        "fit_seconds": fitted.seconds,
+        "score_seconds_per_image": seconds / sum(map(len, scores.values())),
+        "datasets": datasets,
+        "near": results.group_means(datasets, "near"),
+        "far": results.group_means(datasets, "far"),
+    }
+    if chosen is not None:
+        figures["search"] = chosen.record()
+    return Scored(figures, scores)
+
+
+def record(
+    inputs: Inputs, passed: Passed, scored: Mapping[str, Scored], command: str
+) -> dict[str, Any]:
+    """What ``results.json`` holds; all processes must ask for it at the same time.
+
+    Args:
+      inputs: what was evaluated.
+      passed: the network's outputs.
+      scored: by detector.
+      command: the command line that stands for the evaluation.
+    """
+    config, data, loaded, read = inputs.config, inputs.data, inputs.loaded, inputs.read
+    accuracy = passed.accuracy
+    held_out = (("id", data.id_validation), ("ood", data.validation))
+    preprocessing = asdict(loaded.spec.preprocessing).items()
+    return {
+        "benchmark": inputs.benchmark.name,
+        "model": loaded.spec.model,
+        "checkpoint": {
+            "directory": str(inputs.directory),
+            "source": loaded.spec.source,
+            "epochs": loaded.step,
+            "fingerprint": loaded.fingerprint,
+        },
+        "cut": config.cut,
+        "seed": config.seed,
+        "limit": config.limit,
+        "train_share": config.train_share,
+        "full_spectrum": config.full_spectrum,
+        "preprocessing": {k: list(v) if isinstance(v, tuple) else v for k, v in preprocessing},
+        "command": command,
+        "versions": provenance.versions(),
+        "device": provenance.device(),
+        "data": {name: read.described(images) for name, images in data.titled.items()},
+        "validation": {n: read.described(s) for n, s in held_out if s is not None},
+        "skipped": list(data.skipped),
+        "id_accuracy": accuracy["test"],
+        "shifted_accuracy": {name: accuracy[name] for name in data.shifted},
+        "detectors": {name: own.figures for name, own in scored.items()},
+        "peak_memory_bytes": provenance.peak_memory_bytes(),
+    }
+
+
+def shown_sets(inputs: Inputs, passed: Passed) -> list[ShownSet]:
+    """All sets that were scored, for the report; all processes must ask at the same time."""
+    groups: dict[str, Group] = {name: group for name, (group, _) in inputs.data.ood.items()}
+    outputs, read = passed.outputs, inputs.read
+    return [
+        ShownSet(name, groups.get(name, "ID"), images, read.readable(images), outputs[name])
+        for name, images in inputs.data.titled.items()
+        if name in outputs
+    ]
+
+
+def explained(limit: int | None, work: Callable[[], T]) -> T:
+    """Does the work; what data made impossible is the user's to mend.
+
+    Raises:
+      UserError: for any ValueError.
+    """
+    try:
+        return work()
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        few = limit is not None and "sample of class" in str(error)
+        hint = f" (--limit {limit} leaves few images of each class)" if few else ""
+        raise UserError(f"{error}{hint}") from error
+
+
+def present(images: ImageSet | None) -> ImageSet:
+    """The set, if there is one; raises UserError otherwise."""
+    if images is None:
+        raise UserError("this benchmark has no held-out OOD images")
+    return images
+
+
+def _foundation(loaded: Loaded, data: OpenBenchmark) -> dict[str, Any]:
+    """What several processes must have in common."""
+    sets = [*data.titled.values(), data.id_validation, data.validation]
+    return {
+        "classifier": loaded.fingerprint,
+        "sets": [None if images is None else [images.name, len(images)] for images in sets],
+    }
+
+
+def _memo(
+    config: EvalConfig,
+    loaded: Loaded,
+    data: OpenBenchmark,
+    say: Callable[[str], None],
+    read: Reader,
+) -> Memo:
+    if config.cache_dir is None:
+        return make_anew
+    about = {
+        "model": loaded.fingerprint,
+        "preprocessing": asdict(loaded.spec.preprocessing),
+        "cut": config.cut,
+        "train": read.identity(data.train),
+        "validation": None if data.validation is None else read.identity(data.validation),
+        "versions": provenance.versions(),
+        "device": provenance.device(),
+    }
+    return OutputsCache(config.cache_dir, about, say)
+
+
+def evaluate(inputs: Inputs, candidates: Candidates) -> tuple[FittedAll, Passed, dict[str, Scored]]:
+    """All steps between opening and recording: passes, fits, scores.
+
+    Raises:
+      UserError: what the data made impossible.
+    """
+
+    def fit_on_passes() -> tuple[FittedAll, dict[str, tuning.Chosen]]:
+        fitter = pass_training_set(inputs, candidates)
+        chosen = choose_options(inputs, fitter, candidates)
+        return fit(fitter, candidates, chosen), chosen
+
+    fitted, chosen = explained(inputs.config.limit, fit_on_passes)
+    passed = pass_test_sets(inputs, fitted)
+    groups: dict[str, Group] = {name: group for name, (group, _) in inputs.data.ood.items()}
+    return (
+        fitted,
+        passed,
+        {
+            name: score(own, passed, groups, chosen.get(name))
+            for name, own in fitted.detectors.items()
+        },
+    )

@@ -1,0 +1,110 @@
+"""Which images, which classifier and which randomness: what the command lines are told."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from grood_jax import benchmarks, models
+from grood_jax.data.finding import Kind
+from grood_jax.support import checks
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What evaluating detectors and fitting one have in common.
+
+    Attributes:
+      dataset: the benchmark: digits, fashion_mnist, or OpenOOD's cifar10, cifar100, imagenet200 and
+        imagenet1k; or a TOML or Python file that describes another.
+      data_dir: where images lie: OpenOOD's folder of benchmark_imglist and images, sets that
+        tensorflow-datasets has prepared, NAME_SPLIT.npz files, or any of these (default: that of
+        tensorflow-datasets).
+      source: look only for this form of data.
+      download: prepare missing data sets that tensorflow-datasets knows.
+      checkpoint: directory of the classifier (default: checkpoints/DATASET-MODEL-seedSEED, which
+        is trained on the spot if it is missing and the benchmark is small).
+      model: the network; the checkpoint's or the benchmark's by default.
+      cut: the stage after which the network is cut, for mix-up.
+      seed: of all that is random.
+      limit: use at most this many images of each set, evenly spaced; a network that is trained on
+        the spot is trained on all.
+      batch_size: images in each forward pass.
+      workers: threads that read and decode images (default: one for each core, up to 32).
+    """
+
+    dataset: str = "digits"
+    data_dir: Path | None = None
+    source: Kind | None = None
+    download: bool = False
+    checkpoint: Path | None = None
+    model: models.Name | None = None
+    cut: str = "layer1"
+    seed: int = 0
+    limit: int | None = None
+    batch_size: int = 256
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+          ValueError: an option outside its range.
+        """
+        benchmarks.check_name(self.dataset)
+        checks.seed("seed", self.seed)
+        checks.at_least("batch_size", self.batch_size, 1)
+        for name in ("limit", "workers"):
+            if getattr(self, name) is not None:
+                checks.at_least(name, getattr(self, name), 1)
+
+
+@dataclass(frozen=True)
+class EvalConfig(Setting):
+    """What is evaluated, and how.
+
+    Attributes:
+      detectors: detectors by name, options behind a colon (grood:k=5,ood_prototype=noise), or
+        "all".
+      output_dir: of results.json (default: results/DATASET).
+      train_share: fit on this share of the training images, drawn at random.
+      full_spectrum: count the benchmark's covariate-shifted sets as in distribution.
+      skip_missing: leave out OOD and shifted sets that are missing.
+      skip_bad_images: leave out images that cannot be read, and count them, instead of ending.
+      search: choose options that are not given by the AUROC on ID and OOD validation images;
+        every tenth ID test image is for validation then, and no longer in the test set.
+      cache_dir: keep the network's outputs there; the next evaluation of the same network on the
+        same images runs no network.
+      report: write report.html, and its figures as files, beside results.json; needs matplotlib.
+      save_scores: write scores.npz beside results.json: float32 arrays by DETECTOR/SET.
+      distributed: evaluate in several processes that are given the same command, each of which
+        reads its share of the images; the first writes the results.
+      coordinator: HOST:PORT of the first process; found on TPU pods, Slurm and Open MPI, as are:
+      num_processes: how many there are.
+      process_id: this one's number, from 0.
+    """
+
+    detectors: tuple[str, ...] = ("grood", "msp")
+    output_dir: Path | None = None
+    train_share: float = 1.0
+    full_spectrum: bool = False
+    skip_missing: bool = False
+    skip_bad_images: bool = False
+    search: bool = False
+    cache_dir: Path | None = None
+    report: bool = True
+    save_scores: bool = False
+    distributed: bool = False
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+          ValueError: an option outside its range.
+        """
+        super().__post_init__()
+        checks.fraction("train_share", self.train_share, zero=False)
+        for name in ("coordinator", "num_processes", "process_id"):
+            if getattr(self, name) is not None and not self.distributed:
+                raise ValueError(f"{name} is given; expected distributed too")

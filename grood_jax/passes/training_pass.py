@@ -1,0 +1,324 @@
+"""The pass over the training set, and the second passes over the few samples that are mixed."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from grood_jax.backbone.backbone import Backbone
+from grood_jax.backbone.outputs import Mix, Need, Outputs
+from grood_jax.data import Batch
+from grood_jax.detectors import MixedTraining
+from grood_jax.maths.mixup import mix_with_prototypes, other_classes
+from grood_jax.maths.prototypes import ClassSums, accumulate, means
+from grood_jax.passes.devices import (
+    ALL,
+    ROWS,
+    by_rows,
+    divided,
+    empty_sums,
+    everywhere,
+    mesh_of,
+    total,
+)
+from grood_jax.passes.forward import (
+    Labelled,
+    TrainingBatches,
+    gathered,
+    labelled_form,
+    mixed_features,
+    network_outputs,
+    present_classes,
+    valid_rows,
+    with_extra,
+)
+from grood_jax.passes.memo import Arrays, Form, Memo, make_anew
+from grood_jax.passes.processes import block_of, joined, joined_sums
+from grood_jax.support import checks
+
+T = TypeVar("T")
+
+TrainingResults = tuple[Outputs, Int[np.ndarray, " n"], Float[Array | np.ndarray, "c ..."] | None]
+"""Outputs, labels, and class means of the activations at the cut if asked for."""
+
+
+@dataclass(frozen=True)
+class TrainingPass:
+    """What one pass over the training set left, and second passes over some of its rows.
+
+    Attributes:
+      backbone: the classifier.
+      train: gives batches of the training set.
+      outputs: features and logits of the N training samples.
+      labels: their classes, (N,) int32.
+      early_prototypes: class means of the activations at the cut, (C, ...) float32, if asked for.
+      memo: remembers the results of second passes, or has them made.
+    """
+
+    backbone: Backbone
+    train: TrainingBatches
+    outputs: Outputs
+    labels: Int[Array, " n"]
+    early_prototypes: Float[Array, "c ..."] | None
+    memo: Memo = make_anew
+
+    def mixed_samples(self, source: MixedTraining, key: Array) -> Outputs:
+        """Outputs of samples drawn at random, each mixed with its second most likely class."""
+        drawn = jax.random.permutation(key, len(self.labels))[: source.samples]
+        rows = np.sort(np.asarray(drawn))
+        targets = self._others(rows, 1, source.present)[:, 0]
+        form = Form(("features", "logits"), Outputs.arrays, Outputs.from_arrays)
+        outputs = self._second_pass(rows, targets, source.weight, _forward_mixed, form)
+        return jax.tree.map(jnp.asarray, outputs)
+
+    def mixed_copies(self, rows: Int[np.ndarray, " r"], mix: Mix) -> Float[Array, "r k d"]:
+        """Features of the rows' mixed copies."""
+        targets = self._others(rows, mix.classes, mix.present)
+        form: Form[np.ndarray] = Form(
+            ("mixed",), lambda copies: {"mixed": copies}, lambda arrays: arrays["mixed"]
+        )
+        return jnp.asarray(
+            self._second_pass(rows, targets, mix.weight, _forward_mixed_copies, form)
+        )
+
+    def _others(
+        self, rows: Int[np.ndarray, " r"], count: int, present: tuple[int, ...]
+    ) -> Int[np.ndarray, "r k"]:
+        logits = jnp.asarray(self.outputs.logits)[rows]
+        return np.asarray(other_classes(logits, count, present_classes(present)))
+
+    def _second_pass(
+        self,
+        rows: Int[np.ndarray, " r"],
+        targets: Int[np.ndarray, "r ..."],
+        weight: float,
+        run: Callable[..., Any],
+        form: Form[T],
+    ) -> T:
+        """Runs the network over some rows, mixed with the early prototypes of the targets."""
+        digest = hashlib.sha256(rows.astype(np.int64).tobytes() + targets.tobytes()).hexdigest()
+        about = {"set": "mixed training set", "rows and targets": digest, "weight": weight}
+        expected = np.asarray(self.labels)[rows]
+
+        mesh = mesh_of(self.backbone)
+
+        def results(batches: Iterable[Batch]) -> Iterator[tuple[Any, Bool[np.ndarray, " b"]]]:
+            early = everywhere(self.early_prototypes, mesh)
+            own = block_of(batches, len(rows))
+            start = own.start
+            for batch in batches:
+                valid = batch.valid
+                part = slice(start, start + int(valid.sum()))
+                if not np.array_equal(batch.labels[valid], expected[part]):
+                    break
+                start = part.stop
+                padded = np.zeros((len(valid), *targets.shape[1:]), np.int32)
+                padded[valid] = targets[part]
+                yield (
+                    run(
+                        self.backbone,
+                        divided(batch.images, mesh),
+                        early,
+                        divided(padded, mesh),
+                        jnp.float32(weight),
+                        mesh,
+                    ),
+                    valid,
+                )
+            if start != own.stop:
+                raise ValueError(
+                    f"train gave other samples than the {len(rows)} rows asked for; expected "
+                    "batches of just these rows, in their order"
+                )
+
+        def make() -> T:
+            batches = self.train(rows)
+            return joined(batches, form, lambda: gathered(results(batches)))
+
+        return self.memo(about, form, make)
+
+
+def run_training_set(
+    backbone: Backbone,
+    train: TrainingBatches,
+    *,
+    early: bool,
+    needs: tuple[Need, ...] = (),
+    memo: Memo = make_anew,
+) -> TrainingPass:
+    """Runs the network once over the training set.
+
+    Args:
+      backbone: the classifier.
+      train: gives batches of the training set.
+      early: average the activations at the cut by class on the way.
+      needs: what to compute beside features and logits; no mixed copies.
+      memo: remembers the results, or has them made.
+
+    Raises:
+      ValueError: a label that is no class, features, logits or activations that are not finite,
+        or no batch.
+    """
+    form = _training_form(early, needs)
+
+    def make() -> TrainingResults:
+        batches = train(None)
+        running = _Running(backbone, early, needs)
+        rows = labelled_form(needs)
+        outputs, labels = joined(batches, rows, lambda: running.outputs_and_labels(batches))
+        return outputs, labels, running.early_prototypes(batches)
+
+    outputs, labels, prototypes = memo({"set": "training set"}, form, make)
+    # What is large beside these stays on the host.
+    features, logits = jnp.asarray(outputs.features), jnp.asarray(outputs.logits)
+    outputs = replace(outputs, features=features, logits=logits)
+    checks.finite("features of the training set", features)
+    checks.finite("logits of the training set", logits)
+    if prototypes is not None:
+        prototypes = jnp.asarray(prototypes)
+        checks.finite("class means of the activations at the cut", prototypes)
+    return TrainingPass(backbone, train, outputs, jnp.asarray(labels), prototypes, memo)
+
+
+def _training_form(early: bool, needs: tuple[Need, ...]) -> Form[TrainingResults]:
+    rows = labelled_form(needs)
+
+    def to_arrays(results: TrainingResults) -> Arrays:
+        outputs, labels, prototypes = results
+        means = {} if prototypes is None else {"early": np.asarray(prototypes)}
+        return rows.to_arrays((outputs, labels)) | means
+
+    def from_arrays(arrays: Arrays) -> TrainingResults:
+        return *rows.from_arrays(arrays), arrays["early"] if early else None
+
+    return Form((*rows.names, *(["early"] if early else [])), to_arrays, from_arrays)
+
+
+class _Running:
+    """A pass over the training set under way; it sums the activations at the cut, if asked to."""
+
+    def __init__(self, backbone: Backbone, early: bool, needs: tuple[Need, ...]) -> None:
+        self.backbone, self.early, self.needs = backbone, early, needs
+        self.mesh = mesh_of(backbone)
+        self.labels: list[Int[np.ndarray, " b"]] = []
+        self.sums: ClassSums | None = None
+
+    def outputs_and_labels(self, batches: Iterable[Batch]) -> Labelled:
+        # Over several devices, rows are brought together on the host.
+        keep = _on_device if self.mesh is None else valid_rows
+        outputs = gathered(self._results(batches), keep)
+        return outputs, np.concatenate(self.labels).astype(np.int32)
+
+    def early_prototypes(self, batches: Iterable[Batch]) -> Float[Array, "c ..."] | None:
+        if self.sums is None:
+            return None
+        return means(joined_sums(batches, total(self.sums, self.mesh)))
+
+    def _results(
+        self, batches: Iterable[Batch]
+    ) -> Iterator[tuple[Outputs, Bool[np.ndarray, " b"]]]:
+        for batch in batches:
+            if not self.labels:
+                hidden, logits = jax.eval_shape(_hidden_and_logits, self.backbone, batch.images)
+                count = logits.shape[1]
+                if self.early:
+                    self.sums = empty_sums(count, hidden.shape[1:], self.mesh)
+            self.labels.append(batch.labels[batch.valid])
+            # A label that is no class would spoil the sums: say so before the pass goes on.
+            checks.classes("labels of the training set", self.labels[-1], count, ("N",))
+            yield self._one(batch), batch.valid
+
+    def _one(self, batch: Batch) -> Outputs:
+        images = divided(batch.images, self.mesh)
+        if self.sums is None:
+            return network_outputs(self.backbone, images, None, self.needs, self.mesh)
+        marks = divided(batch.labels, self.mesh), divided(batch.valid, self.mesh)
+        outputs, self.sums = _forward_and_sum(
+            self.backbone, images, *marks, self.needs, self.sums, self.mesh
+        )
+        return outputs
+
+
+def _on_device(outputs: Outputs, valid: Bool[np.ndarray, " b"]) -> Outputs:
+    """The valid rows, features and logits where they are: detectors are fitted there."""
+    rows = slice(None) if valid.all() else np.flatnonzero(valid)
+    features, logits = (jnp.asarray(part)[rows] for part in (outputs.features, outputs.logits))
+    return Outputs(features, logits, valid_rows(outputs.extra, valid))
+
+
+def _hidden_and_logits(
+    backbone: Backbone, images: Float[Array, "b ..."]
+) -> tuple[Float[Array, "b ..."], Float[Array, "b c"]]:
+    hidden = backbone.hidden(images)
+    return hidden, jnp.asarray(backbone.finish(hidden).logits)
+
+
+@partial(jax.jit, static_argnames=("needs", "mesh"), donate_argnames="sums")
+def _forward_and_sum(
+    backbone: Backbone,
+    images: Float[Array, "b ..."],
+    labels: Int[Array, " b"],
+    valid: Bool[Array, " b"],
+    needs: tuple[Need, ...],
+    sums: ClassSums,
+    mesh: Mesh | None,
+) -> tuple[Outputs, ClassSums]:
+    def run(
+        backbone: Backbone,
+        images: Float[Array, "b ..."],
+        labels: Int[Array, " b"],
+        valid: Bool[Array, " b"],
+        sums: ClassSums,
+    ) -> tuple[Outputs, ClassSums]:
+        hidden = backbone.hidden(images)
+        outputs = with_extra(backbone, images, hidden, None, needs)
+        return outputs, accumulate(sums, hidden, labels, valid)
+
+    given = (ALL, ROWS, ROWS, ROWS, ROWS)
+    return by_rows(run, mesh, given)(backbone, images, labels, valid, sums)
+
+
+_MIXED = (ALL, ROWS, ALL, ROWS, ALL)
+
+
+@partial(jax.jit, static_argnames="mesh")
+def _forward_mixed(
+    backbone: Backbone,
+    images: Float[Array, "b ..."],
+    early_prototypes: Float[Array, "c ..."],
+    targets: Int[Array, " b"],
+    weight: Float[Array, ""],
+    mesh: Mesh | None,
+) -> Outputs:
+    def run(
+        backbone: Backbone, images: Array, early: Array, targets: Array, weight: Array
+    ) -> Outputs:
+        hidden = backbone.hidden(images)
+        return backbone.finish(mix_with_prototypes(hidden, early, targets, weight))
+
+    return by_rows(run, mesh, _MIXED)(backbone, images, early_prototypes, targets, weight)
+
+
+@partial(jax.jit, static_argnames="mesh")
+def _forward_mixed_copies(
+    backbone: Backbone,
+    images: Float[Array, "b ..."],
+    early_prototypes: Float[Array, "c ..."],
+    targets: Int[Array, "b k"],
+    weight: Float[Array, ""],
+    mesh: Mesh | None,
+) -> Float[Array, "b k d"]:
+    def run(
+        backbone: Backbone, images: Array, early: Array, targets: Array, weight: Array
+    ) -> Float[Array, "b k d"]:
+        hidden = backbone.hidden(images)
+        return mixed_features(backbone, hidden, early, targets, weight)
+
+    return by_rows(run, mesh, _MIXED)(backbone, images, early_prototypes, targets, weight)
