@@ -29,7 +29,8 @@ def test_the_python_examples_print_what_they_say(digits, monkeypatch, capsys):
 
 
 def tables_module():
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "experiments" / "tables.py")
+    path = ROOT / "experiments" / "tools" / "tables.py"
+    spec = importlib.util.spec_from_file_location("tables", path)
     assert spec is not None and spec.loader is not None
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)

@@ -1,4 +1,4 @@
-"""The arithmetic of experiments/tables.py, and what experiments/reproduce.py records."""
+"""The arithmetic of the tables of results, and what training over seeds records."""
 
 import importlib.util
 import json
@@ -11,15 +11,16 @@ import pytest
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
 
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
+def script(path):
+    path = EXPERIMENTS / path
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-TABLES = script("tables")
+TABLES = script("tools/tables.py")
 
 
 def of_seeds(aurocs, fpr95s):
@@ -31,7 +32,7 @@ def of_seeds(aurocs, fpr95s):
     return {
         "benchmark": "digits",
         "model": "small",
-        "command": "python experiments/reproduce.py",
+        "command": "python experiments/studies/reproduce.py",
         "versions": {"jax": "1"},
         "device": "abacus",
         "date": "2026-01-02",
@@ -107,7 +108,7 @@ def test_of_long_training_some_epochs_are_shown(count):
 
 
 def test_an_evaluation_is_not_repeated(digits, tmp_path, monkeypatch):
-    reproduce = script("reproduce")
+    reproduce = script("studies/reproduce.py")
     config = reproduce.ReproduceConfig(
         detectors=("msp",),
         seeds=(0,),
@@ -134,7 +135,7 @@ def test_an_evaluation_is_not_repeated(digits, tmp_path, monkeypatch):
 
 def test_training_takes_the_epochs_it_is_told_to(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    reproduce = script("reproduce")
+    reproduce = script("studies/reproduce.py")
     config = reproduce.ReproduceConfig(
         detectors=("msp",), seeds=(3,), model="resnet20", epochs=1, evaluations=Path("own")
     )
@@ -147,13 +148,13 @@ def test_training_takes_the_epochs_it_is_told_to(tmp_path, monkeypatch):
 
 def test_there_is_at_least_one_epoch():
     with pytest.raises(ValueError, match="epochs is 0"):
-        script("reproduce").ReproduceConfig(epochs=0)
+        script("studies/reproduce.py").ReproduceConfig(epochs=0)
 
 
 @pytest.mark.parametrize("seeds", [(), (1, 1)])
 def test_seeds_are_some_and_differ(seeds):
     with pytest.raises(ValueError, match="seeds is"):
-        script("reproduce").ReproduceConfig(seeds=seeds)
+        script("studies/reproduce.py").ReproduceConfig(seeds=seeds)
 
 
 def test_an_ablation_has_a_row_for_each_value_of_what_is_changed():
@@ -185,7 +186,7 @@ def test_an_ablation_has_a_row_for_each_value_of_what_is_changed():
 
 
 def test_what_a_gradient_is_compared_by():
-    ablations = script("ablations")
+    ablations = script("studies/ablations.py")
     prototypes, center = np.array([[0.0, 3.0], [0.0, -5.0]]), np.array([4.0, 0.0])
     rows = [jnp.asarray(each, jnp.float32) for each in (prototypes, center)]
     state = ablations.GroodState(*rows, ablations.build_bank(rows[0]))
@@ -205,14 +206,14 @@ def test_figures_are_drawn(tmp_path):
     values = {"auroc": 0.75, "fpr95": 0.5}
     found = {"rows_are": "k", "rows": {k: {"near": {}, "far": values} for k in ("1%", "50%")}}
     for scale in ("log", None):
-        script("ablations").draw(found | {"scale": scale}, tmp_path / "own")
+        script("studies/ablations.py").draw(found | {"scale": scale}, tmp_path / "own")
         for suffix in (".png", ".svg"):
             assert 0 < (tmp_path / f"own{suffix}").stat().st_size < 200_000
 
 
 def test_the_search_by_lists_finds_all_with_all_probes():
     faiss = pytest.importorskip("faiss")
-    ablations = script("ablations")
+    ablations = script("studies/ablations.py")
     rows = np.random.default_rng(0).standard_normal((500, 8)).astype(np.float32)
     places = ablations.by_lists(faiss, rows, 10)
     queries = rows[:50] + np.float32(0.1)

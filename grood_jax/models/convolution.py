@@ -37,7 +37,7 @@ def convolve(
     """`jax.lax.conv_general_dilated`, for ``nnx.Conv(..., conv_general_dilated=convolve)``.
 
     On CPUs, float32 convolutions of images (B, H, W, C) without dilation take other forms, which
-    sum the same products (experiments/benchmark_models.py has the times):
+    sum the same products (experiments/benchmarks/models.py has the times):
 
     * A window of one pixel is a matrix product.
     * A window over each channel by itself is a sum over the window's places: XLA has no library

@@ -1,6 +1,6 @@
 """Networks against what PyTorch made of the same photographs, with weights drawn from their names.
 
-The numbers were made by ``python experiments/parity.py --golden tests/models/parity.npz``.
+The numbers were made by ``python experiments/tools/parity.py --golden tests/models/parity.npz``.
 """
 
 import importlib.util
@@ -15,7 +15,8 @@ TOLERANCE = 1e-4
 
 
 def load_experiment() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("parity", ROOT / "experiments" / "parity.py")
+    path = ROOT / "experiments" / "tools" / "parity.py"
+    spec = importlib.util.spec_from_file_location("parity", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,12 +1,12 @@
 """A few ratios of times, measured in seconds and kept: one line of JSON each time.
 
-python experiments/history.py
+python experiments/benchmarks/history.py
 
-Appends to the file that GROOD_HISTORY names, experiments/history.jsonl by default, and prints the
-line. A ratio is our time over another's, so lower is better; both are warm, their runs alternate,
-and the fastest run of each counts, for what else the machine does only adds to times. Ratios depend
-on the machine less than times do; compare lines of like devices. FAISS is no dependency; where it
-is, it is measured too.
+Appends to the file that GROOD_HISTORY names, history.jsonl beside this one by default, and prints
+the line. A ratio is our time over another's, so lower is better; both are warm, their runs
+alternate, and the fastest run of each counts, for what else the machine does only adds to times.
+Ratios depend on the machine less than times do; compare lines of like devices. FAISS is no
+dependency; where it is, it is measured too.
 """
 
 import json
@@ -29,7 +29,7 @@ from grood_jax.maths.gradients import distances_to, gradients
 from grood_jax.neighbors.searching import search
 from grood_jax.support import provenance
 
-ROOT = Path(__file__).parent.parent
+HERE = Path(__file__).parent
 REPEATS = 9
 PAUSE = 0.1
 """Seconds before each run, in which the threads of the one before go to sleep."""
@@ -136,7 +136,7 @@ def commit() -> str | None:
     """The commit that is checked out, with a mark where files differ; None outside git."""
     git = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(git, cwd=HERE, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
@@ -155,7 +155,7 @@ def main() -> None:
         ensure_ascii=False,
     )
     print(line)
-    path = Path(os.environ.get("GROOD_HISTORY", ROOT / "experiments" / "history.jsonl"))
+    path = Path(os.environ.get("GROOD_HISTORY", HERE / "history.jsonl"))
     with path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 

@@ -1,6 +1,6 @@
 """Every detector beside the same one in pytorch-ood and oodeel, on the same features and logits.
 
-python experiments/benchmark_detectors.py
+python experiments/benchmarks/detectors.py
 
 The peers are no dependencies; one that is missing is named. Written for version 0.4 of both:
 pip install torch pytorch-ood faiss-cpu matplotlib datasets && pip install --no-deps oodeel
@@ -452,7 +452,7 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
     data = make_data(config)
     found = {
         "command": provenance.command_line(
-            "python experiments/benchmark_detectors.py", config, never=("output",), folders=False
+            "python experiments/benchmarks/detectors.py", config, never=("output",), folders=False
         ),
         "versions": provenance.versions() | {package: version(package) for package in VERSIONS},
         "device": provenance.device(),
@@ -509,7 +509,7 @@ def _cells(row: Mapping[str, Any]) -> str:
 
 def main() -> None:
     config = command.parse(
-        BenchmarkConfig(), "experiments.benchmark_detectors", __doc__ or "", None
+        BenchmarkConfig(), "experiments.benchmarks.detectors", __doc__ or "", None
     )
     raise SystemExit(command.status(lambda: print(table(run(config)))))
 

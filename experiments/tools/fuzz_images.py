@@ -1,6 +1,6 @@
 """Images and bodies of requests that a coverage-guided fuzzer makes up.
 
-  python experiments/fuzz_images.py --seconds 600
+  python experiments/tools/fuzz_images.py --seconds 600
 
 An image must be decoded, or refused with ValueError; a body of a request must become pixels, or an
 error of status 400 to 499. Anything else, memory beyond --megabytes, or 20 s spent on one input

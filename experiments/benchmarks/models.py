@@ -1,6 +1,6 @@
 """The networks' forward pass beside PyTorch's, in images per second on the CPU.
 
-python experiments/benchmark_models.py [--models resnet20 resnet18_32x32] [--no-torch]
+python experiments/benchmarks/models.py [--models resnet20 resnet18_32x32] [--no-torch]
 
 Each network has random weights and statistics and is compiled for batches of random pixels. It is
 measured as it is; with `jax.lax.conv_general_dilated` instead of `grood_jax.models.convolution`;
@@ -308,7 +308,7 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
     require_directory("output", config.output.parent)
     found: dict[str, Any] = {
         "command": provenance.command_line(
-            "python experiments/benchmark_models.py", config, never=("output",), folders=False
+            "python experiments/benchmarks/models.py", config, never=("output",), folders=False
         ),
         "versions": provenance.versions(),
         "device": provenance.device(),
@@ -350,7 +350,7 @@ def table(found: Mapping[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
-    config = command.parse(BenchmarkConfig(), "benchmark_models.py", __doc__.split("\n\n")[0], argv)
+    config = command.parse(BenchmarkConfig(), "models", __doc__.split("\n\n")[0], argv)
     return command.status(lambda: print(table(run(config))))
 
 

@@ -1,12 +1,12 @@
 """What GROOD's scoring costs beside the forward pass, and its gradients beside PyTorch's.
 
-python experiments/benchmark_scoring.py [--bank results/gradient_banks/gradients512.npz]
+python experiments/benchmarks/scoring.py [--bank results/gradient_banks/gradients512.npz]
 
 Overhead: a ResNet-18 for 32 × 32 images, with random weights (they do not change the time), runs
 forward on batches of random pixels; then rows are scored, gradients and exact search in a bank of
 50,000 × 512 together, by batches and by blocks of 1,024 as the harness does. Three banks: gradients
 of made-up features; Gaussian rows, where bounds of few columns do not help; and, with --bank, real
-gradients, for instance those that experiments/gradient_banks.py makes.
+gradients, for instance those that gradient_banks.py makes.
 
 Gradients: ours against a loop over samples with torch.autograd.grad, which runs on the CPU and
 must give the same gradients. PyTorch is not a dependency: pip install torch, or --no-torch.
@@ -359,7 +359,7 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
     require_directory("output", config.output.parent)
     found: dict[str, Any] = {
         "command": provenance.command_line(
-            "python experiments/benchmark_scoring.py", config, never=("output",), folders=False
+            "python experiments/benchmarks/scoring.py", config, never=("output",), folders=False
         ),
         "versions": provenance.versions(),
         "device": provenance.device(),
@@ -416,7 +416,7 @@ def _microseconds(seconds: Mapping[str, float]) -> str:
 
 
 def main() -> None:
-    config = command.parse(BenchmarkConfig(), "experiments.benchmark_scoring", __doc__ or "", None)
+    config = command.parse(BenchmarkConfig(), "experiments.benchmarks.scoring", __doc__ or "", None)
     raise SystemExit(command.status(lambda: print(table(run(config)))))
 
 

@@ -1,6 +1,6 @@
 """Prints results files as Markdown tables: of evaluations and of benchmarks.
 
-python experiments/tables.py experiments/results/digits.json …
+python experiments/tools/tables.py experiments/results/digits.json …
 """
 
 import argparse

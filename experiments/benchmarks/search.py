@@ -1,11 +1,11 @@
 """Nearest-neighbour search against FAISS and scikit-learn, in one process, on the same threads.
 
-python experiments/benchmark_search.py --parts compare growth imagenet
+python experiments/benchmarks/search.py --parts compare growth imagenet
 
-compare: on random rows, and on the real gradient banks of experiments/gradient_banks.py (made
-first, if --data-dir and --checkpoint are given). Each method is warm, their runs alternate, and
-medians of --repeats are compared. growth: how time, index and memory grow with rows and columns.
-imagenet: a synthetic bank of 1,281,167 × 2,048, in bfloat16, its float32 rows in a file.
+compare: on random rows, and on the real gradient banks of gradient_banks.py (made first, if
+--data-dir and --checkpoint are given). Each method is warm, their runs alternate, and medians of
+--repeats are compared. growth: how time, index and memory grow with rows and columns. imagenet: a
+synthetic bank of 1,281,167 × 2,048, in bfloat16, its float32 rows in a file.
 
 FAISS is not a dependency: pip install faiss-cpu.
 """
@@ -273,7 +273,7 @@ def _imagenet(name: str, make: Callable[..., np.ndarray], repeats: int) -> dict[
 
 def main() -> None:
     default = BenchmarkConfig()
-    config = command.parse(default, "benchmark_search", __doc__ or "", None)
+    config = command.parse(default, "search", __doc__ or "", None)
 
     def work() -> None:
         require_directory("output_dir", config.output_dir)
@@ -281,7 +281,7 @@ def main() -> None:
             found = {"compare": compare, "growth": growth, "imagenet": imagenet}[part](config)
             about = {
                 # Folders say nothing on another machine.
-                "command": f"python experiments/benchmark_search.py --parts {part}",
+                "command": f"python experiments/benchmarks/search.py --parts {part}",
                 "versions": provenance.versions(),
                 "device": provenance.device(),
                 "repeats": config.repeats,

@@ -1,7 +1,7 @@
 """Trains, evaluates and records a benchmark over several seeds, in one file for the tables.
 
-python experiments/reproduce.py --dataset fashion_mnist --data-dir data/tfds --seeds 0 1 2
-python experiments/tables.py experiments/results/fashion_mnist_seeds.json
+python experiments/studies/reproduce.py --dataset fashion_mnist --data-dir data/tfds --seeds 0 1 2
+python experiments/tools/tables.py experiments/results/fashion_mnist_seeds.json
 
 Started again, it goes on where it stopped: training after the last whole epoch, and an evaluation
 is not repeated whose results.json is of the same network, command, versions and device.
@@ -99,7 +99,7 @@ def main(config: ReproduceConfig) -> dict[str, Any]:
         "benchmark": benchmark.name,
         "model": model,
         "command": provenance.command_line(
-            "python experiments/reproduce.py",
+            "python experiments/studies/reproduce.py",
             config,
             always=("dataset",),
             never=("output",),
