@@ -219,7 +219,7 @@ def test_a_directory_of_another_kind_is_left_alone(digits, monkeypatch, capsys):
     monkeypatch.chdir(digits[0])
     checkpoint = "checkpoints/digits-small-seed0"
     assert fit.main(["--detector", "msp", "--output-dir", checkpoint]) == 1
-    assert "holds a checkpoint that is no OOD_classifier" in capsys.readouterr().err
+    assert "holds a checkpoint; expected an OOD_classifier" in capsys.readouterr().err
 
 
 class Answers:

@@ -49,6 +49,7 @@ from grood_jax.deploying.ood_classifier import OODClassifier, Prediction
 from grood_jax.detectors.spec import parse_spec
 from grood_jax.storage import banks as bank_files
 from grood_jax.storage import cache
+from grood_jax.support import manifest as manifests
 from grood_jax.support.errors import UserError
 
 SECONDS = float(os.environ.get("GROOD_FUZZ_SECONDS", 0))
@@ -583,20 +584,16 @@ def hostile_path(draw, world, writing=False):
     return one_of(draw, *own) if writing else one_of(draw, *own, *elsewhere)
 
 
-def rewrite(draw, folder, part, sign=None):
-    """Alters the JSON of a saved item, with a checksum that fits."""
-    for path in sorted((folder / "0" / part).rglob("*")):
-        if path.is_file() and path.stat().st_size and path.name == "metadata":
-            found = altered(draw, json.loads(path.read_text()))
-            if sign is not None and isinstance(found, dict):
-                found["checksum"] = sign(found)
-            path.write_text(json.dumps(found))
+def rewrite(draw, path):
+    """Alters a manifest, with a checksum that fits."""
+    found = altered(draw, json.loads(path.read_text()))
+    if isinstance(found, dict):
+        found["checksum"] = manifests.checksum_of(found)
+    path.write_text(json.dumps(found))
 
 
 @door(12)
 def classifiers_on_disk(draw, world):
-    from grood_jax.storage import saving
-
     def save():
         path = world.place()
         world.classifier.save(path)
@@ -605,7 +602,7 @@ def classifiers_on_disk(draw, world):
     whole = world.once("saved", save)
     path = world.place()
     shutil.copytree(whole, path)
-    rewrite(draw, path, "OOD_classifier", saving._manifest_checksum)
+    rewrite(draw, path / "0" / "manifest" / "metadata")
     found = ask(lambda: OODClassifier.load(path, tiny.backbone()), UserError)
     if found is not None:
         images = tiny.images(3, 5)
@@ -640,7 +637,7 @@ def banks_on_disk(draw, world):
     whole = world.once("bank", save)
     path = world.place()
     shutil.copytree(whole, path)
-    rewrite(draw, path, "about")
+    rewrite(draw, path / "0" / "manifest" / "metadata")
     found = ask(lambda: bank_files.load_bank(path), UserError)
     if found is not None:
         np.testing.assert_array_equal(gj.bank_rows(found), np.ones((9, 4)))

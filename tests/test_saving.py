@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from grood_jax.storage import saving
+from grood_jax.support import manifest as manifests
 from grood_jax.support.errors import UserError
 
 HOW = "make one"
@@ -54,9 +55,9 @@ def test_a_second_save_replaces_the_first(tmp_path):
 
 def test_another_kind_is_neither_overwritten_nor_read(tmp_path):
     saving.save(tmp_path, "thing", arrays_of(1), {})
-    with pytest.raises(UserError, match="that is no other"):
+    with pytest.raises(UserError, match="holds a thing; expected an other"):
         saving.save(tmp_path, "other", arrays_of(2), {})
-    with pytest.raises(UserError, match="that is no other"):
+    with pytest.raises(UserError, match="holds a thing; expected an other"):
         saving.load(tmp_path, "other", HOW)
     saving.load(tmp_path, "thing", HOW)
 
@@ -75,17 +76,16 @@ def files(folder):
     return sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size)
 
 
-def manifest_file(folder):
-    (path,) = [p for p in files(folder / "0" / "thing") if b"checksums" in p.read_bytes()]
-    return path
+def array(manifest):
+    return manifest["arrays"]["arrays"]["a.b"]
 
 
 def rewrite(folder, change, *, sign):
-    path = manifest_file(folder)
+    path = folder / "0" / "manifest" / "metadata"
     manifest = json.loads(path.read_text())
     change(manifest)
     if sign:
-        manifest["checksum"] = saving._manifest_checksum(manifest)
+        manifest["checksum"] = manifests.checksum_of(manifest)
     path.write_text(json.dumps(manifest))
 
 
@@ -96,7 +96,8 @@ def rewrite(folder, change, *, sign):
         (lambda m: m.pop("checksum"), False, "its manifest was altered"),
         (lambda m: m.pop("format"), True, "has no format"),
         (lambda m: m.update(format=99), True, "has format 99, of grood-jax .* upgrade it"),
-        (lambda m: m["checksums"].update({"a.b": "0"}), True, "array a.b is not what was saved"),
+        (lambda m: array(m).update(checksum="0"), True, "array a.b is not what was saved"),
+        (lambda m: m.update(kind="bank"), True, "holds a bank; expected a thing"),
     ],
 )
 def test_an_altered_manifest_is_refused(tmp_path, change, sign, said):
@@ -178,11 +179,16 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_one_whole(tmp_path, serv
     "change",
     [
         lambda m: m.update(arrays=3),
-        lambda m: m.update(arrays={"a.b": {}}),
-        lambda m: m["arrays"]["a.b"].update(dtype="x"),
-        lambda m: m["arrays"]["a.b"].update(shape=[2**62, 2**62]),
+        lambda m: m.update(arrays={}),
+        lambda m: m.update(arrays={"arrays": {"a.b": {}}}),
+        lambda m: array(m).update(dtype="x"),
+        lambda m: array(m).update(dtype="O"),
+        lambda m: array(m).update(shape=[2**62, 2**62]),
+        lambda m: array(m).update(shape=[-1]),
+        lambda m: array(m).update(shape="50"),
+        lambda m: array(m).pop("checksum"),
         lambda m: m.pop("about"),
-        lambda m: m.update(checksums={}),
+        lambda m: m.pop("kind"),
         lambda m: m.update(format=99, versions=[]),
     ],
 )

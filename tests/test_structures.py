@@ -66,14 +66,30 @@ def test_nan_and_infinity_survive_json():
     assert again(float("-inf")) == float("-inf")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "bool", "float64", "uint8"])
+@pytest.mark.parametrize(
+    "dtype",
+    ["float32", "bfloat16", "int32", "bool", "float64", "uint8", "float8_e4m3fn", "int4", ">f4"],
+)
 @pytest.mark.parametrize("shape", [(), (0,), (0, 3), (2, 3)])
 def test_arrays_keep_dtype_shape_and_place(dtype, shape):
     host = np.arange(np.prod(shape)).reshape(shape).astype(jnp.dtype(dtype))
     found = again(Pair(host, (jnp.asarray(host.astype(jnp.bfloat16)),)))
     assert isinstance(found.first, np.ndarray) and isinstance(found.second[0], jax.Array)
-    assert found.first.dtype == host.dtype and found.second[0].dtype == jnp.bfloat16
+    assert (
+        found.first.dtype == host.dtype.newbyteorder("=") and found.second[0].dtype == jnp.bfloat16
+    )
     np.testing.assert_array_equal(found.first, host)
+
+
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("count", [None, 3])
+def test_random_keys_give_the_same_numbers(kind, count):
+    keys = jax.random.key(7, impl=kind)
+    keys = keys if count is None else jax.random.split(keys, count)
+    found = again({"keys": keys})["keys"]
+    assert found.dtype == keys.dtype and found.shape == keys.shape
+    one, other = (jax.random.key_data(each) for each in (keys, found))
+    np.testing.assert_array_equal(one, other)
 
 
 def test_arrays_are_named_by_where_they_stand():
@@ -89,7 +105,10 @@ def test_arrays_are_named_by_where_they_stand():
         ({1: 2}, "value is a dict"),
         ([lambda: None], "value.0 is a function"),
         (np.array([None]), "value is a ndarray"),
-        (jax.random.key(0), "value is a "),
+        (np.array(["a"]), "value is a ndarray"),
+        (np.zeros(1, "datetime64[s]"), "value is a ndarray"),
+        (np.zeros(1, [("a", "i4")]), "value is a ndarray"),
+        (np.zeros(1, np.longdouble), "value is a ndarray"),
     ],
 )
 def test_what_cannot_be_saved_is_named(value, named):
@@ -107,6 +126,8 @@ def test_what_cannot_be_saved_is_named(value, named):
         ({"class": f"{__name__}:Pair.first", "fields": {}}, "not known here"),
         ({"array": "absent", "on": "host"}, "cannot be read"),
         ({"array": "a", "on": "moon"}, "cannot be read"),
+        ({"array": "a", "key": "nobody's"}, 'a random key of "nobody\'s" is not known'),
+        ({"array": "a", "key": "rbg"}, "a random key of 'rbg' is not known"),
         ({"tuple": 3}, "cannot be read"),
         ([1], "cannot be read"),
         (1.5, "cannot be read"),

@@ -12,6 +12,7 @@ from grood_jax.deploying.ood_classifier import HOW_TO_MAKE, KIND, OODClassifier,
 from grood_jax.models import Staged
 from grood_jax.storage import checkpoints, saving
 from grood_jax.storage.checkpoints import ModelSpec
+from grood_jax.support import manifest as manifests
 from grood_jax.support.errors import UserError
 from grood_jax.support.structures import put_together, take_apart
 
@@ -58,7 +59,7 @@ class Deployment:
         """Scores of the calibration images, ascending."""
         return np.sort(self.classifier.held_out_scores)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Writes it into a directory; raises and replaces as `OODClassifier.save`."""
         arrays, about = self.classifier.take_apart()
         described, own = take_apart("network", checkpoints.arrays_of(self.model))
@@ -85,7 +86,7 @@ def backbone_of(model: Staged, spec: ModelSpec, cut: str) -> Backbone:
     return Backbone.from_nnx(model, cut=cut, input_std=spec.preprocessing.std)
 
 
-def load(path: Path) -> Deployment:
+def load(path: str | Path) -> Deployment:
     """Reads what `Deployment.save` wrote.
 
     Raises:
@@ -98,12 +99,12 @@ def load(path: Path) -> Deployment:
             f"{path} holds no network: OODClassifier.save leaves it out; make a directory with "
             "python -m grood_jax.fit"
         )
-    with checkpoints.described(f"the network in {path}"):
-        spec = checkpoints.spec_of(path, network["spec"])
+    with manifests.described("network", path):
+        spec = checkpoints.spec_of(Path(path), network["spec"])
         model = checkpoints.model_of(spec, put_together(network["arrays"], arrays))
         backbone = backbone_of(model, spec, network["cut"])
         class_names = tuple(map(str, network["class_names"]))
-        classifier = OODClassifier.put_together(path, about, arrays, backbone)
+        classifier = OODClassifier.put_together(Path(path), about, arrays, backbone)
         if len(class_names) != classifier.num_classes:
             raise UserError(f"{path} names {len(class_names)} of {classifier.num_classes} classes")
     return Deployment(classifier, model, spec, network["cut"], class_names)

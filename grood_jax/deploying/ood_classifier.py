@@ -25,6 +25,7 @@ from grood_jax.evaluation import fitting
 from grood_jax.passes.forward import TrainingBatches, extract_labelled, network_outputs
 from grood_jax.storage import checkpoints, saving
 from grood_jax.support import checks
+from grood_jax.support import manifest as manifests
 from grood_jax.support.errors import UserError
 from grood_jax.support.structures import put_together, take_apart
 
@@ -429,7 +430,7 @@ class OODClassifier:
             is none of `take_apart`'s.
         """
         found = checkpoints.fingerprint_of(backbone.arrays)
-        with checkpoints.described(f"the classifier in {path}"):
+        with manifests.described("classifier", path):
             if found != about["model"]:
                 raise UserError(
                     f"what lies in {path} was fitted on the classifier {about['model'][:12]}…; "

@@ -1,11 +1,17 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and read without waiting for anybody."""
 
 import contextlib
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from grood_jax.support.errors import UserError
+
+LONGEST_TEXT = 2**28
+"""Bytes of a text that is read at once."""
 
 
 @contextlib.contextmanager
@@ -25,6 +31,41 @@ def written_whole(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a regular file; others may be endless, or never say anything.
+
+    Raises:
+      OSError: it is none, or cannot be opened.
+    """
+
+    def without_waiting(name: str, flags: int) -> int:
+        # Opening a named pipe would wait for somebody to write to it.
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    try:
+        stream = open(path, "rb", opener=without_waiting)  # noqa: SIM115
+    except ValueError as error:
+        # A zero byte in a path.
+        raise OSError(errno.EINVAL, str(error)) from error
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return stream
+
+
+def read_text(path: Path) -> str:
+    """The text of a regular file, in UTF-8.
+
+    Raises:
+      OSError: it is none, is too long, or cannot be read.
+      ValueError: it is no UTF-8.
+    """
+    with open_regular(path) as stream:
+        if os.fstat(stream.fileno()).st_size > LONGEST_TEXT:
+            raise OSError(errno.EFBIG, f"it has more than {LONGEST_TEXT} bytes")
+        return stream.read().decode("utf-8")
 
 
 def require_directory(name: str, directory: Path) -> None:

@@ -7,7 +7,6 @@ a DeprecationWarning that says the new one.
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -53,7 +52,7 @@ class _Finder(MetaPathFinder, Loader):
     """Gives the module of today where one is imported by its old name."""
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+        self, fullname: str, path: Any = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         del path, target
         return None if current_name(fullname) == fullname else ModuleSpec(fullname, self)
