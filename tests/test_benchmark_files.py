@@ -1,5 +1,6 @@
 """Benchmarks of a user's own, in a TOML or Python file, down to each thing wrong with one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -148,12 +149,53 @@ def test_python(tmp_path):
         (("small:test", "small"), "cows.tfds is 'cows/small'; expected 'NAME:SPLIT'"),
         (("[near.cows]", "[[near]]"), "near is .*; expected a table"),
         (("[train]", "[train"), "describes no benchmark: "),
+        (("far.noise", "far.test"), "far holds a set called 'test'; expected another name"),
+        (("near.cows", "near.train"), "near holds a set called 'train'"),
+        (("shifted.drawn", "shifted.validation"), "shifted holds a set called 'validation'"),
+        (("shifted.drawn", "shifted.id_validation"), "a set called 'id_validation'"),
+        (("far.noise", 'far.""'), "far holds a set called ''"),
+        (("far.noise", "far.cows"), "far holds a set called 'cows', as near does"),
+        (("shifted.drawn", "shifted.noise"), "shifted holds a set called 'noise', as far does"),
     ],
 )
 def test_toml_that_is_none(tmp_path, change, complaint):
     path = written(tmp_path, TOML.replace(*change))
     with pytest.raises(UserError, match=complaint):
         benchmarks.get(path)
+
+
+@pytest.mark.parametrize("name", ["test", "train", "validation", "id_validation", "", "made"])
+def test_names_that_lose_a_set(tmp_path, name):
+    group = 'near=(SetSpec("made", partial(made, "made", 3)),)'
+    text = PYTHON.replace("near=()", group).replace('SetSpec("other"', f'SetSpec("{name}"')
+    with pytest.raises(UserError, match=f"ValueError: far holds a set called '{name}'"):
+        benchmarks.get(written(tmp_path, text, "made.py"))
+
+
+def test_a_benchmark_opened_by_hand(tmp_path):
+    found = benchmarks.open_benchmark(benchmarks.get(written(tmp_path, PYTHON, "made.py")))
+    for changes in (
+        {"ood": {"test": ("far", found.train)}},
+        {"shifted": {"other": found.train}},
+        {"shifted": {"train": found.train}},
+    ):
+        with pytest.raises(ValueError, match="holds a set called"):
+            replace(found, **changes)
+
+
+def test_labels_come_from_where_a_set_stands(tmp_path):
+    text = TOML.replace("shifted.drawn", "shifted.near").replace("near.cows", "near.shifted")
+    found = benchmarks.get(
+        written(tmp_path, text.replace('tfds = "cows/small:test"', 'folder="c"'))
+    )
+    assert found.shifted[0].sources == (FolderSource("drawn", ("dog", "cat")),)
+    assert found.near[0].sources == (FolderSource("c"),)
+
+
+def test_a_shifted_folder_of_classes_without_names(tmp_path):
+    text = TOML.replace('classes = ["dog", "cat"]', "classes = 2").replace('folder = "train"', "")
+    with pytest.raises(UserError, match="drawn is a folder, and classes is a number"):
+        benchmarks.get(written(tmp_path, text))
 
 
 def test_no_ood_set(tmp_path):

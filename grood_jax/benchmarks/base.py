@@ -1,5 +1,6 @@
 """What a benchmark is."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,9 @@ from grood_jax.data.tfds import TfdsSource
 from grood_jax.models import Name
 
 Group = Literal["near", "far"]
+
+RESERVED = ("train", "test", "validation", "id_validation")
+"""What the results call a benchmark's own sets: no OOD or shifted set may take their place."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,40 @@ class Benchmark:
     shifted: tuple[SetSpec, ...] = ()
     id_validation: SetSpec | None = None
     data_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the names of the sets that are told apart by them.
+
+        Raises:
+          ValueError: as `require_distinct`.
+        """
+        groups = {"near": self.near, "far": self.far, "shifted": self.shifted}
+        require_distinct({group: [s.name for s in specs] for group, specs in groups.items()})
+
+
+def require_distinct(groups: Mapping[str, Iterable[str]]) -> None:
+    """Refuses names under which one set would take another's place in the results.
+
+    Args:
+      groups: names of sets, by the group that they stand in.
+
+    Raises:
+      ValueError: a name is empty, is that of a benchmark's own set, or stands twice.
+    """
+    seen: dict[str, str] = {}
+    for group, names in groups.items():
+        for name in names:
+            if not name or name in RESERVED:
+                raise ValueError(
+                    f"{group} holds a set called {name!r}; expected another name, since results "
+                    f"call a benchmark's own sets {', '.join(RESERVED)}"
+                )
+            if name in seen:
+                raise ValueError(
+                    f"{group} holds a set called {name!r}, as {seen[name]} does; expected a name "
+                    "of its own for each set"
+                )
+            seen[name] = group
 
 
 def tfds(name: str, split: str) -> SetSpec:

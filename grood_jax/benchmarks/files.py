@@ -2,7 +2,7 @@
 
 import runpy
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,10 +77,10 @@ def _described(path: Path) -> Benchmark:
         raise ValueError(f"classes is {classes}; expected different names")
     sizes = {"channels": 3} | {key: given[key] for key in _SIZES if key in given}
     sizes |= {key: tuple(map(float, sizes[key])) for key in ("mean", "std")}
-    sets = {key: _set(key, given[key], names) for key in _SETS if key in given}
+    sets = {key: _set(key, given[key], _labels(key, names)) for key in _SETS if key in given}
     groups = {
         group: tuple(
-            _set(name, table, names if group == "shifted" else ())
+            _set(name, table, _labels(group, names))
             for name, table in _table(group, given.get(group, {})).items()
         )
         for group in _GROUPS
@@ -106,20 +106,24 @@ def _described(path: Path) -> Benchmark:
     )
 
 
-def _set(name: str, given: Any, classes: Sequence[str]) -> SetSpec:
+def _labels(role: str, names: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Names of the classes that a set in this role has, if it has labels; None if it has none."""
+    return None if role in ("validation", "near", "far") else names
+
+
+def _set(name: str, given: Any, classes: tuple[str, ...] | None) -> SetSpec:
     table = _table(name, given)
-    labelled = () if name == "validation" else tuple(classes)
     sources: list[Source] = []
     for key in ("folder", "npz", "imglist", "tfds"):
         if key not in table:
             continue
         where = str(table[key])
         if key == "folder":
-            if name in ("train", "test", "id_validation") and not labelled:
+            if classes == ():
                 raise ValueError(
                     f"{name} is a folder, and classes is a number; expected names of its subfolders"
                 )
-            sources.append(FolderSource(where, labelled))
+            sources.append(FolderSource(where, classes or ()))
         elif key == "npz":
             sources.append(NpzSource(where))
         elif key == "imglist":

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from grood_jax.benchmarks.base import Benchmark, Group
+from grood_jax.benchmarks.base import Benchmark, Group, require_distinct
 from grood_jax.data.batching import OnUnreadable, read_readable
 from grood_jax.data.finding import Kind, SetSpec, Wanted, find_sets
 from grood_jax.data.preprocessing import Preprocessing
@@ -47,6 +47,14 @@ class OpenBenchmark:
     id_validation: ImageSet | None
     validation: ImageSet | None
     skipped: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Checks the names, also where a benchmark is opened by hand.
+
+        Raises:
+          ValueError: as `grood_jax.benchmarks.base.require_distinct`.
+        """
+        require_distinct({"ood": self.ood, "shifted": self.shifted})
 
     @property
     def titled(self) -> dict[str, ImageSet]:
