@@ -3,32 +3,33 @@
 Scores are higher for more out-of-distribution samples, whatever the detector.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from grood_jax import detectors
-from grood_jax.backbone.backbone import Backbone
-from grood_jax.backbone.outputs import Mix, Outputs
-from grood_jax.conformal.drift import DriftMonitor
-from grood_jax.maths.gradients import ood_gradients
-from grood_jax.maths.metrics import ood_metrics
-from grood_jax.maths.mixup import mix_with_prototypes
-from grood_jax.maths.prototypes import class_prototypes
-from grood_jax.neighbors.bank import Bank, ShardedBank
-from grood_jax.neighbors.building import (
-    bank_rows,
-    build_bank,
-    build_bank_in_pieces,
-    grow_bank,
-    merge_banks,
-    thin_bank,
-)
-from grood_jax.neighbors.searching import nearest_distances
-from grood_jax.neighbors.sharding import shard_bank
 from grood_jax.support import moved
-from grood_jax.support.errors import UserError
 
 if TYPE_CHECKING:
+    from grood_jax import detectors
+    from grood_jax.backbone.backbone import Backbone
+    from grood_jax.backbone.outputs import Mix, Outputs
+    from grood_jax.conformal.drift import DriftMonitor
     from grood_jax.deploying.ood_classifier import OODClassifier, Prediction
+    from grood_jax.maths.gradients import ood_gradients
+    from grood_jax.maths.metrics import ood_metrics
+    from grood_jax.maths.mixup import mix_with_prototypes
+    from grood_jax.maths.prototypes import class_prototypes
+    from grood_jax.neighbors.bank import Bank, ShardedBank
+    from grood_jax.neighbors.building import (
+        bank_rows,
+        build_bank,
+        build_bank_in_pieces,
+        grow_bank,
+        merge_banks,
+        thin_bank,
+    )
+    from grood_jax.neighbors.searching import nearest_distances
+    from grood_jax.neighbors.sharding import shard_bank
+    from grood_jax.support.errors import UserError
 
 moved.install()
 
@@ -59,11 +60,43 @@ __all__ = [
     "thin_bank",
 ]
 
+_HOMES = {
+    "Backbone": "backbone.backbone",
+    "Bank": "neighbors.bank",
+    "DriftMonitor": "conformal.drift",
+    "Mix": "backbone.outputs",
+    "OODClassifier": "deploying.ood_classifier",
+    "Outputs": "backbone.outputs",
+    "Prediction": "deploying.ood_classifier",
+    "ShardedBank": "neighbors.bank",
+    "UserError": "support.errors",
+    "bank_rows": "neighbors.building",
+    "build_bank": "neighbors.building",
+    "build_bank_in_pieces": "neighbors.building",
+    "class_prototypes": "maths.prototypes",
+    "grow_bank": "neighbors.building",
+    "merge_banks": "neighbors.building",
+    "mix_with_prototypes": "maths.mixup",
+    "nearest_distances": "neighbors.searching",
+    "ood_gradients": "maths.gradients",
+    "ood_metrics": "maths.metrics",
+    "shard_bank": "neighbors.sharding",
+    "thin_bank": "neighbors.building",
+}
+"""Where the names lie that are no rooms."""
+
+_ROOMS = ("backbone", "conformal", "detectors", "maths", "neighbors", "support")
+"""What can be asked for without an import of its own."""
+
 
 def __getattr__(name: str) -> Any:
-    """Loads what needs Flax and orbax when it is first asked for."""
-    if name in ("OODClassifier", "Prediction"):
-        from grood_jax.deploying import ood_classifier
-
-        return getattr(ood_classifier, name)
+    """Loads names when they are first asked for: a command's --help need not wait for JAX."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"grood_jax.{_HOMES[name]}"), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"grood_jax.{name}")
     raise AttributeError(f"module 'grood_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -42,6 +42,7 @@ def main() -> None:
         run(*pip, "--target", str(site), str(wheel))
         assert all((site / "grood_jax" / part).is_file() for part in IN_WHEEL)
         assert sorted(path.name for path in site.iterdir() if path.is_dir()) == [
+            "bin",
             "grood_jax",
             wheel.name.removesuffix("-py3-none-any.whl") + ".dist-info",
         ]
@@ -57,6 +58,7 @@ def main() -> None:
         run(*python, *train, "--output-dir", "network", **outside)
         words = ["--checkpoint", "network", "--detectors", "msp", "--limit", "100"]
         print(run(*python, "grood_jax.eval", *words, **outside))
+        assert run(str(site / "bin" / "grood"), "--version", **outside) == f"grood-jax {version}\n"
         results = json.loads((elsewhere / "results/digits/results.json").read_text())
         assert list(results["detectors"]) == ["msp"]
         print(f"{wheel.name} works outside the checkout")

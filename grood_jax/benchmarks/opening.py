@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from grood_jax.benchmarks.base import Benchmark, Group, require_distinct
@@ -209,6 +208,8 @@ def _validation(
 def _share(images: ImageSet, share: float, seed: int) -> ImageSet:
     if share == 1:
         return images
+    import jax
+
     key = jax.random.fold_in(jax.random.key(seed), len(images))
     count = max(1, round(share * len(images)))
     rows = np.sort(np.asarray(jax.random.permutation(key, len(images)))[:count])

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
+from grood_jax.cli.compiled import keep_compiled
 from grood_jax.support.errors import UserError
 
 P = ParamSpec("P")
@@ -64,7 +65,11 @@ def says(run: Callable[P, T]) -> Callable[P, T]:
 
 
 def status(work: Callable[[], object]) -> int:
-    """Runs a command's work; returns 0, or 1 after one line on stderr for what a user can mend."""
+    """Runs a command's work; returns 0, or 1 after one line on stderr for what a user can mend.
+
+    What JAX compiles is kept for the next run: see `grood_jax.cli.compiled`.
+    """
+    keep_compiled()
     try:
         work()
     except (UserError, OSError) as error:

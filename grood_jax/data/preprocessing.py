@@ -3,15 +3,21 @@
 import io
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from grood_jax.support import checks
 
-Pixels = Array | np.ndarray
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+    Pixels = Array | np.ndarray
+else:
+    # Descriptions of benchmarks hold no arrays, and importing JAX takes a while.
+    Pixels = Any
 Interpolation = Literal["bilinear", "bicubic"]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
