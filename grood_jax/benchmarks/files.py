@@ -19,7 +19,7 @@ from grood_jax.support.errors import UserError
 
 SUFFIXES = (".toml", ".py")
 
-_SIZES = ("image_size", "channels", "mean", "std", "resize", "interpolation")
+_SIZES = ("image_size", "channels", "mean", "std", "resize", "interpolation", "upright")
 _SETS = ("train", "test", "id_validation", "validation")
 _GROUPS = ("near", "far", "shifted")
 _KEYS = ("name", "classes", "model", *_SIZES, *_SETS, *_GROUPS)
@@ -30,11 +30,12 @@ def read_benchmark(path: Path) -> Benchmark:
 
     A Python file is run, and is to assign a `Benchmark` to ``benchmark``. A TOML file has the keys
     ``classes`` (their names, or how many), ``image_size``, ``mean``, ``std``, perhaps ``name``,
-    ``channels``, ``resize``, ``interpolation`` and ``model``, and tables for its sets: ``train``,
-    ``test``, perhaps ``validation`` (held-out OOD images) and ``id_validation``, and by name
-    ``near.NAME``, ``far.NAME`` and ``shifted.NAME``. A set's table says where it lies: ``folder``,
-    ``npz``, ``imglist`` with ``images``, or ``tfds`` ("NAME:SPLIT"); tried in that order if there
-    are several. Paths start from the data directory, which is the file's own folder by default.
+    ``channels``, ``resize``, ``interpolation``, ``upright`` and ``model``, and tables for its sets:
+    ``train``, ``test``, perhaps ``validation`` (held-out OOD images) and ``id_validation``, and by
+    name ``near.NAME``, ``far.NAME`` and ``shifted.NAME``. A set's table says where it lies:
+    ``folder``, ``npz``, ``imglist`` with ``images``, or ``tfds`` ("NAME:SPLIT"); tried in that
+    order if there are several. Paths start from the data directory, which is the file's own folder
+    by default. Names of sets differ, and are none of those of the benchmark's own sets.
 
     Args:
       path: a file that ends in .toml or .py.

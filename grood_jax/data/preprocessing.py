@@ -1,7 +1,7 @@
 """From stored images to what the network takes."""
 
-import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, UnidentifiedImageError
 
+from grood_jax.data import pictures
+from grood_jax.data.pictures import FORMATS, MAX_PIXELS, ImageTooLarge
 from grood_jax.support import checks
 
 if TYPE_CHECKING:
@@ -19,20 +21,6 @@ else:
     # Descriptions of benchmarks hold no arrays, and importing JAX takes a while.
     Pixels = Any
 Interpolation = Literal["bilinear", "bicubic"]
-
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-"""What tensorflow-datasets stores; Pillow would try rarer formats before some of these."""
-
-MAX_PIXELS = 2**26
-"""Of an image, as it is stored and when its shorter side has been resized: a few bytes may promise
-any number of them."""
-
-MAX_SCANS = 64
-"""Of a JPEG: each costs a pass over all pixels, and thousands fit into a small file."""
-
-
-class ImageTooLarge(ValueError):
-    """An image of more pixels, or of more work, than is allowed."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +35,9 @@ class Preprocessing:
       resize: what the shorter side is brought to before the centre is cropped; ``image_size``
         by default.
       interpolation: how pixels are resized, antialiased.
+      upright: turn image files as their EXIF orientation says. Off by default, as in OpenOOD:
+        the sets of benchmarks have been used without. Photographs given to
+        ``python -m grood_jax.predict`` and to the service are always turned.
     """
 
     image_size: int
@@ -55,6 +46,7 @@ class Preprocessing:
     std: tuple[float, ...]
     resize: int | None = None
     interpolation: Interpolation = "bilinear"
+    upright: bool = False
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -77,14 +69,23 @@ class Preprocessing:
         if self.resize is not None:
             checks.at_least("resize", self.resize, self.image_size)
         checks.choice("interpolation", self.interpolation, get_args(Interpolation))
+        checks.flag("upright", self.upright)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of an image: height, width, channels."""
         return self.image_size, self.image_size, self.channels
 
-    def decode(self, encoded: bytes, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "h w c"]:
-        """`decode` to this size."""
+    def decode(
+        self,
+        encoded: bytes,
+        *,
+        max_pixels: int = MAX_PIXELS,
+        formats: Sequence[str] = FORMATS,
+        upright: bool | None = None,
+        seconds: float | None = None,
+    ) -> UInt8[np.ndarray, "h w c"]:
+        """`decode` to this size; ``upright`` is the attribute by default."""
         return decode(
             encoded,
             self.image_size,
@@ -92,6 +93,9 @@ class Preprocessing:
             max_pixels=max_pixels,
             resize=self.resize,
             interpolation=self.interpolation,
+            formats=formats,
+            upright=self.upright if upright is None else upright,
+            seconds=seconds,
         )
 
     def fit_pixels(
@@ -130,6 +134,9 @@ def decode(
     max_pixels: int = MAX_PIXELS,
     resize: int | None = None,
     interpolation: Interpolation = "bilinear",
+    formats: Sequence[str] = FORMATS,
+    upright: bool = False,
+    seconds: float | None = None,
 ) -> UInt8[np.ndarray, "h w c"]:
     """Decodes an image, always with Pillow, so that results depend on no optional decoder.
 
@@ -137,27 +144,29 @@ def decode(
       encoded: an image file's bytes.
       image_size: the height and width wanted.
       channels: 1 or 3, see `fit`.
-      max_pixels: of the image, as it is stored and when its shorter side has been resized.
+      max_pixels: of the image, as it is stored and when its shorter side has been resized; all
+        passes over it together may meet `grood_jax.data.pictures.MAX_PASSES` times as many.
       resize: as for `Preprocessing`.
       interpolation: likewise.
+      formats: Pillow's names of those that are tried.
+      upright: turn it as its EXIF orientation says. (Of TIFF, Pillow always does.)
+      seconds: how long its bytes may be read, or None for as long as it takes.
 
     Returns:
       (image_size, image_size, channels) uint8.
 
     Raises:
-      ImageTooLarge: it has more pixels than ``max_pixels``, or is a JPEG of more than `MAX_SCANS`
-        scans; it has not been decoded.
-      ValueError: the bytes are no whole image of one of `FORMATS`.
+      ImageTooLarge: it has too many pixels, is a JPEG of too many scans, by whatever name, or
+        takes too long.
+      ValueError: the bytes are no whole image of one of the formats.
     """
     try:
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
+        with Image.open(pictures.timed(encoded, seconds), formats=tuple(formats)) as picture:
             # The header is trusted no further than to refuse: nothing is decoded yet.
             _require_size(picture, resize or image_size, max_pixels)
-            scans = encoded.count(b"\xff\xda") if picture.format == "JPEG" else 0
-            if scans > MAX_SCANS:
-                raise ImageTooLarge(f"the JPEG has {scans} scans; expected at most {MAX_SCANS}")
+            pictures.require_few_scans(picture, encoded, max_pixels)
             return fit(
-                picture,
+                pictures.turned_upright(picture) if upright else picture,
                 image_size,
                 channels,
                 max_pixels=max_pixels,
@@ -170,7 +179,8 @@ def decode(
         raise ImageTooLarge(str(error)) from error
     except UnidentifiedImageError as error:
         # Pillow names an object in memory here.
-        raise ValueError(f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from error
+        kinds = f"{', '.join(formats[:-1])} or {formats[-1]}"
+        raise ValueError(f"it is no {kinds} image{pictures.missing_decoder(encoded)}") from error
     except Exception as error:
         # A hostile file can make Pillow raise anything.
         raise ValueError(f"it is no whole image: {error or type(error).__name__}") from error
@@ -226,7 +236,7 @@ def fit(
     """Converts a picture between grey and RGB, resizes its shorter side, crops its centre.
 
     Args:
-      picture: the picture, of any mode and size.
+      picture: the picture, of any mode and size, see `grood_jax.data.pictures.plain`.
       image_size: the height and width wanted.
       channels: 1 or 3. Grey becomes RGB by repetition, RGB grey by luminance (ITU-R 601).
       max_pixels: as for `decode`.
@@ -243,9 +253,12 @@ def fit(
     References:
       OpenOOD v1.5, openood/preprocessors/test_preprocessor.py: conversion to RGB, resize
       (antialiased, since it works on Pillow's images) and centre crop, as torchvision has them.
+      Its ``convert("RGB")`` drops transparency and clips 16-bit grey to white, which is not done
+      here.
     """
     resize = resize or image_size
     _require_size(picture, resize, max_pixels)
+    picture = pictures.plain(picture)
     mode = "L" if channels == 1 else "RGB"
     if picture.mode != mode:
         picture = picture.convert(mode)

@@ -161,13 +161,6 @@ def test_the_number_of_pixels_may_be_limited_further():
         decode(image, 4, 3, max_pixels=63)
 
 
-def test_a_jpeg_of_many_scans_is_refused():
-    file = io.BytesIO()
-    Image.fromarray(random_images(1, 32, 3)[0]).save(file, "JPEG", progressive=True)
-    with pytest.raises(ImageTooLarge, match="scans; expected at most 64"):
-        decode(file.getvalue() + b"\xff\xda" * 65, 32, 3)
-
-
 def test_an_animation_is_its_first_frame():
     first, second = random_images(2, 8, 3)
     file = io.BytesIO()

@@ -16,6 +16,7 @@ from fake_server import NAMES, SIZE, FakeModel
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image
 
 from grood_jax.deploying.serving.limits import Limits
 
@@ -141,10 +142,33 @@ def test_decompression_bombs_are_refused_by_their_header(client, sizes):
     assert "pixels" in refused(client.predict(huge_png(*sizes)), 413)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_turned_upright(orientation):
+    class Corner(FakeModel):
+        """Answers with the value of the upper left corner."""
+
+        def predict(self, pixels):
+            return replace(super().predict(pixels), score=pixels[:, 0, 0, 0].astype(np.float32))
+
+    image = np.zeros((SIZE, SIZE, 3), np.uint8)
+    # Where the upper left corner of what is seen is stored, by TIFF 6.0's orientation.
+    rows, columns = (orientation in (3, 4, 6, 7)), (orientation in (2, 3, 7, 8))
+    image[-1 if rows else 0, -1 if columns else 0] = 200
+    exif = Image.Exif()
+    exif[274] = orientation
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", exif=exif)
+    client = Client(create_app(Corner(), SMALL))
+    assert client.predict(file.getvalue()).json()["score"] == 200
+    client.close()
+
+
 def test_a_jpeg_of_very_many_scans(client, even):
     content = encode(even, "JPEG", progressive=True)
     assert client.predict(content).status_code == 200
-    assert "scans" in refused(client.predict(content + b"\xff\xda\x00\x08" * 100), 413)
+    assert "scans" in refused(
+        client.predict(content[:-2] + b"\xff\xda\x00\x08" * 100 + content[-2:]), 413
+    )
 
 
 WRONG_PIXELS = [

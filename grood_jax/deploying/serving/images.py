@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from starlette.exceptions import HTTPException
 
 from grood_jax.data import Preprocessing
-from grood_jax.data.preprocessing import FORMATS, ImageTooLarge
+from grood_jax.data.pictures import FORMATS, ImageTooLarge
 from grood_jax.deploying.serving.limits import Limits
 
 IMAGE_TYPES = (
@@ -66,7 +66,9 @@ def _from_file(
     body: bytes, preprocessing: Preprocessing, limits: Limits
 ) -> UInt8[np.ndarray, "h w c"]:
     try:
-        return preprocessing.decode(body, max_pixels=limits.max_pixels)
+        return preprocessing.decode(
+            body, max_pixels=limits.max_pixels, upright=True, seconds=limits.timeout
+        )
     except ImageTooLarge as error:
         raise HTTPException(413, str(error)) from error
     except ValueError as error:
