@@ -58,7 +58,7 @@ def test_rows_may_stay_in_a_file(tmp_path):
 
 
 def test_rows_on_the_host_are_read_a_part_at_a_time(monkeypatch):
-    monkeypatch.setattr(gj.bank, "HOST_BLOCK", 300 * 4 * 24)
+    monkeypatch.setattr(gj.neighbors.bank, "HOST_BLOCK", 300 * 4 * 24)
     assert_equal_searches(gj.build_bank_in_pieces([ROWS[:9], ROWS[9:]], dtype="bfloat16"), ROWS)
     rows = ROWS.copy()
     rows[650, 3] = np.nan

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from grood_jax.backbone.outputs import Outputs
 from grood_jax.support import checks
@@ -41,6 +41,7 @@ class Backbone:
       head: from arrays to the class head's weights (D, C) and bias (C,), where there is one.
       layers: from arrays and images to the activations of middle layers, where they can be had.
       input_std: what images were divided by, for each channel; empty where it is not known.
+      input_mean: what was subtracted from them; with both, images may be given as bytes.
     """
 
     arrays: Any
@@ -49,6 +50,7 @@ class Backbone:
     head: Head | None = field(default=None, metadata={"static": True})
     layers: Layers | None = field(default=None, metadata={"static": True})
     input_std: tuple[float, ...] = field(default=(), metadata={"static": True})
+    input_mean: tuple[float, ...] = field(default=(), metadata={"static": True})
 
     @classmethod
     def from_functions(
@@ -60,6 +62,7 @@ class Backbone:
         *,
         layers: Layers | None = None,
         input_std: Sequence[float] = (),
+        input_mean: Sequence[float] = (),
     ) -> "Backbone":
         """Makes a backbone of any framework's model.
 
@@ -72,6 +75,8 @@ class Backbone:
             (B, …, C_l), if detectors are to use them.
           input_std: what images were divided by, for each channel, if detectors are to move
             pixels.
+          input_mean: what was subtracted from images in [0, 1] before, for each channel. With both,
+            images may be given as bytes from 0 to 255, which are normalised in the compiled pass.
 
         Raises:
           TypeError: a stage is not callable, or not hashable (then every call would compile);
@@ -85,7 +90,9 @@ class Backbone:
             if not callable(stage):
                 raise TypeError(f"{name} is {stage!r}; expected a function")
             _check_hashable(name, stage)
-        return cls(arrays, early, late, head, layers, _checked_std(input_std))
+        return cls(
+            arrays, early, late, head, layers, _checked_std(input_std), _checked_mean(input_mean)
+        )
 
     @classmethod
     def from_nnx(
@@ -95,6 +102,7 @@ class Backbone:
         cut: Cut,
         layers: Callable[..., Any] | None = None,
         input_std: Sequence[float] = (),
+        input_mean: Sequence[float] = (),
     ) -> "Backbone":
         """Makes a backbone of a flax.nnx module; the module itself is left as it is.
 
@@ -110,7 +118,8 @@ class Backbone:
             functions ``(early(model, images), late(model, hidden))``.
           layers: ``(model, images) -> activations`` of middle layers, as for `from_functions`;
             by default the model's method ``activations(images)``, if it has one.
-          input_std: as for `from_functions`.
+          input_std: as for `from_functions`, like the next.
+          input_mean: what was subtracted from images.
 
         Raises:
           TypeError: ``model`` is no nnx module, or has no stages for a named cut; a function is
@@ -138,6 +147,7 @@ class Backbone:
             _NnxHead(graph) if has_head else None,
             _middle(model, layers, partial(_NnxStage, graph)),
             _checked_std(input_std),
+            _checked_mean(input_mean),
         )
 
     @classmethod
@@ -149,6 +159,7 @@ class Backbone:
         cut: Cut,
         layers: Callable[..., Any] | None = None,
         input_std: Sequence[float] = (),
+        input_mean: Sequence[float] = (),
     ) -> "Backbone":
         """Makes a backbone of a flax.linen module with its variables.
 
@@ -159,7 +170,8 @@ class Backbone:
             logits.
           cut: as for `from_nnx`; the functions take the bound module first.
           layers: as for `from_nnx`; it takes the bound module first.
-          input_std: as for `from_functions`.
+          input_std: as for `from_functions`, like the next.
+          input_mean: what was subtracted from images.
 
         Raises:
           TypeError: ``module`` is no linen module, or has no stages for a named cut; it or a
@@ -186,20 +198,42 @@ class Backbone:
             _linen_head if has_head else None,
             _middle(module, layers, partial(_LinenStage, module)),
             _checked_std(input_std),
+            _checked_mean(input_mean),
         )
 
-    def hidden(self, images: Float[Array | np.ndarray, "b ..."]) -> Float[Array, "b ..."]:
+    @property
+    def takes_bytes(self) -> bool:
+        """Whether images may be given as bytes from 0 to 255."""
+        return bool(self.input_mean) and bool(self.input_std)
+
+    def normalized(self, images: Shaped[Array | np.ndarray, "b ..."]) -> Float[Array, "b ..."]:
+        """Images as the model takes them.
+
+        Args:
+          images: normalised images, (B, ...), floating-point: they stay as they are. Or bytes from
+            0 to 255, (B, H, W, C), where `input_mean` and `input_std` are known.
+
+        Raises:
+          TypeError: ``images`` are neither.
+        """
+        if not self.takes_bytes or getattr(images, "dtype", None) != np.uint8:
+            return _floating("images", images)
+        std = np.asarray(self.input_std, np.float32).reshape(1, 1, 1, -1)
+        mean = np.asarray(self.input_mean, np.float32).reshape(1, 1, 1, -1)
+        return jnp.asarray(images) * (np.float32(1 / 255) / std) - mean / std
+
+    def hidden(self, images: Shaped[Array | np.ndarray, "b ..."]) -> Float[Array, "b ..."]:
         """The activations at the cut, (B, ...).
 
         Args:
-          images: normalised images, (B, ...), floating-point.
+          images: as for `normalized`.
 
         Raises:
-          TypeError: ``images`` are not floating-point (not normalised, that is).
+          TypeError: as `normalized`.
           ValueError: ``early`` returned anything but an array (B, ...), or the model runs in
             training mode.
         """
-        images = _floating("images", images)
+        images = self.normalized(images)
         returned = self.early(self.arrays, images)
         count = images.shape[0]
         if not isinstance(returned, Array) or returned.ndim < 1 or returned.shape[0] != count:
@@ -234,21 +268,21 @@ class Backbone:
         return Outputs(features.astype(jnp.float32), logits.astype(jnp.float32))
 
     def middle(
-        self, images: Float[Array | np.ndarray, "b ..."]
+        self, images: Shaped[Array | np.ndarray, "b ..."]
     ) -> tuple[Float[Array, "b ..."], ...]:
         """The activations of middle layers, (B, …, C_l) each.
 
         Args:
-          images: normalised images, (B, ...), floating-point.
+          images: as for `normalized`.
 
         Raises:
-          TypeError: ``images`` are not floating-point.
+          TypeError: as `normalized`.
           ValueError: the backbone has no ``layers``, they returned anything but a tuple of arrays
             (B, …, C_l), or the model runs in training mode.
         """
         if self.layers is None:
             raise ValueError("layers is None; expected a function of arrays and images")
-        images = _floating("images", images)
+        images = self.normalized(images)
         returned = self.layers(self.arrays, images)
         count = images.shape[0]
         if not isinstance(returned, tuple) or not returned:
@@ -260,13 +294,17 @@ class Backbone:
                 )
         return returned
 
-    def __call__(self, images: Float[Array | np.ndarray, "b ..."]) -> Outputs:
+    def __call__(self, images: Shaped[Array | np.ndarray, "b ..."]) -> Outputs:
         """Features (B, D) and logits (B, C) of images; raises as `hidden` and `finish` do."""
         return self.finish(self.hidden(images))
 
 
 def _checked_std(input_std: Sequence[float]) -> tuple[float, ...]:
     return tuple(checks.positive("input_std", value) for value in input_std)
+
+
+def _checked_mean(input_mean: Sequence[float]) -> tuple[float, ...]:
+    return tuple(checks.number("input_mean", value) for value in input_mean)
 
 
 def _floating(name: str, array: Any) -> Array:

@@ -26,15 +26,15 @@ OnUnreadable = Callable[[int, UnreadableImage], None]
 
 @dataclass(frozen=True)
 class Batch:
-    """Normalised images of a fixed number of rows.
+    """Images of a fixed number of rows.
 
     Attributes:
-      images: (B, H, W, C) float32, zeros in rows that are not valid.
+      images: (B, H, W, C), normalised float32 or bytes; zeros in rows that are not valid.
       labels: (B,) int32; −1 where a set has no labels, 0 in rows that are not valid.
       valid: (B,) which rows are real: neither padding nor an image that was left out.
     """
 
-    images: Float[np.ndarray, "b h w c"]
+    images: Float[np.ndarray, "b h w c"] | UInt8[np.ndarray, "b h w c"]
     labels: Int[np.ndarray, " b"]
     valid: Bool[np.ndarray, " b"]
 
@@ -54,6 +54,7 @@ def batches(
     description: str | None = None,
     workers: int | None = None,
     on_unreadable: OnUnreadable | None = None,
+    normalize: bool = True,
 ) -> Iterator[Batch]:
     """Batches of a set in order, each of ``batch_size`` rows; the last one is padded.
 
@@ -70,6 +71,8 @@ def batches(
       on_unreadable: called, in any thread, with the place in ``indices`` of each image that
         cannot be read, which is then not valid in its batch. By default such an image ends the
         batches with its error.
+      normalize: normalise the images; as bytes they are a fourth of the size, and
+        `grood_jax.backbone.backbone.Backbone.normalized` does it in the compiled pass.
 
     Raises:
       ValueError: batch_size or workers below 1, or an index outside the set.
@@ -82,7 +85,9 @@ def batches(
         raise ValueError(
             f"indices run from {chosen.min()} to {chosen.max()}; expected 0 to {len(images) - 1}"
         )
-    return _generate(images, preprocessing, batch_size, chosen, description, workers, on_unreadable)
+    return _generate(
+        images, preprocessing, batch_size, chosen, description, workers, on_unreadable, normalize
+    )
 
 
 def read_readable(
@@ -133,6 +138,7 @@ def _generate(
     description: str | None,
     workers: int,
     on_unreadable: OnUnreadable | None,
+    normalize: bool,
 ) -> Iterator[Batch]:
     piece = min(ROWS, -(-batch_size // workers))
 
@@ -153,13 +159,15 @@ def _generate(
                     f"{preprocessing.shape}, as the preprocessing says"
                 )
             places = first + np.flatnonzero(readable)
-            batch.images[places] = preprocessing.normalize(found)
+            batch.images[places] = preprocessing.normalize(found) if normalize else found
             batch.labels[places] = labels
             batch.valid[places] = True
 
     def submit(start: int) -> tuple[Batch, list[Future[None]]]:
         batch = Batch(
-            images=np.zeros((batch_size, *preprocessing.shape), np.float32),
+            images=np.zeros(
+                (batch_size, *preprocessing.shape), np.float32 if normalize else np.uint8
+            ),
             labels=np.zeros(batch_size, np.int32),
             valid=np.zeros(batch_size, bool),
         )

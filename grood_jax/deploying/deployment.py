@@ -42,14 +42,14 @@ class Deployment:
 
     def predict(self, pixels: UInt8[np.ndarray, "b h w c"]) -> Prediction:
         """`OODClassifier.predict` for images of bytes, of the network's size and channels."""
-        return self.classifier.predict(self._normalized(pixels))
+        return self.classifier.predict(_bytes(pixels))
 
     def nearest(
         self, pixels: UInt8[np.ndarray, "b h w c"], k: int = 5
     ) -> tuple[Int[np.ndarray, "b k"], Float[np.ndarray, "b k"]]:
         """`OODClassifier.nearest`, likewise; fewer where fewer training samples are kept."""
         k = min(k, len(self.classifier.references.labels))
-        return self.classifier.nearest(self._normalized(pixels), k)
+        return self.classifier.nearest(_bytes(pixels), k)
 
     def thresholds(self) -> Float[np.ndarray, "*c"]:
         """Scores beyond which images are taken for OOD: one, or one a class."""
@@ -71,19 +71,21 @@ class Deployment:
         }
         saving.save(path, KIND, arrays | own, about | {"network": network})
 
-    def _normalized(self, pixels: UInt8[np.ndarray, "b h w c"]) -> Float[np.ndarray, "b h w c"]:
-        pixels = np.asarray(pixels)
-        if pixels.dtype != np.uint8 or pixels.ndim != 4:
-            raise TypeError(
-                f"pixels has dtype {pixels.dtype} and shape {pixels.shape}; expected uint8 "
-                "(B, H, W, C)"
-            )
-        return np.asarray(self.preprocessing.normalize(pixels))
+
+def _bytes(pixels: UInt8[np.ndarray, "b h w c"]) -> UInt8[np.ndarray, "b h w c"]:
+    pixels = np.asarray(pixels)
+    if pixels.dtype != np.uint8 or pixels.ndim != 4:
+        raise TypeError(
+            f"pixels has dtype {pixels.dtype} and shape {pixels.shape}; expected uint8 (B, H, W, C)"
+        )
+    return pixels
 
 
 def backbone_of(model: Staged, spec: ModelSpec, cut: str) -> Backbone:
     """The backbone of a network, cut after a stage."""
-    return Backbone.from_nnx(model, cut=cut, input_std=spec.preprocessing.std)
+    return Backbone.from_nnx(
+        model, cut=cut, input_std=spec.preprocessing.std, input_mean=spec.preprocessing.mean
+    )
 
 
 def load(path: str | Path) -> Deployment:

@@ -5,12 +5,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from grood_jax import detectors
 from grood_jax.backbone.backbone import Backbone
@@ -22,6 +22,7 @@ from grood_jax.deploying import exporting
 from grood_jax.deploying.exporting import Score
 from grood_jax.detectors import Detector
 from grood_jax.evaluation import fitting
+from grood_jax.evaluation.fitting import FittedAll
 from grood_jax.passes.forward import TrainingBatches, extract_labelled, network_outputs
 from grood_jax.storage import checkpoints, saving
 from grood_jax.support import checks
@@ -171,19 +172,7 @@ class OODClassifier:
         )
         fitted = fitting.fit_all(fitter, {detector.name: detector})
         state = fitted.detectors[detector.name].state
-        shapes: set[tuple[int, ...]] = set()
-        outputs, _ = extract_labelled(
-            backbone,
-            _noting(shapes, _batches("calibration", calibration)),
-            needs=detector.needs,
-            early_prototypes=fitted.early_prototypes,
-        )
-        scores = fitting.score(detector, state, outputs)
-        if not (_finite_rows(outputs) & ~np.isnan(scores)).all():
-            raise ValueError(
-                "calibration: the network's outputs or the detector's scores are NaN or infinite "
-                f"for some of {len(scores)} images; expected finite numbers"
-            )
+        held_out = _held_out(fitted, detector, backbone, calibration)
         seen = fitter.seen
         count, classes = seen.outputs.logits.shape
         kept = np.linspace(0, count - 1, min(count, REFERENCES)).astype(np.int64)
@@ -192,10 +181,10 @@ class OODClassifier:
             detector,
             state,
             fitted.early_prototypes,
-            scores,
-            np.asarray(outputs.logits).argmax(axis=1).astype(np.int32),
-            References(np.asarray(seen.outputs.features)[kept], np.asarray(seen.labels)[kept]),
-            shapes.pop(),
+            held_out.scores,
+            held_out.classes,
+            References(np.asarray(seen.outputs.features[kept]), np.asarray(seen.labels[kept])),
+            held_out.image_shape,
             classes,
             float(target_tpr),
             bool(per_class),
@@ -235,11 +224,12 @@ class OODClassifier:
         _require_enough(made)
         return made
 
-    def predict(self, images: Float[Any, "b ..."]) -> Prediction:
+    def predict(self, images: Shaped[Any, "b ..."]) -> Prediction:
         """Classes, scores and decisions for images.
 
         Args:
-          images: normalised as the network takes them, (B, H, W, C) floating-point; B may be 0.
+          images: normalised as the network takes them, (B, H, W, C) floating-point; B may be 0. Or
+            bytes from 0 to 255, where the backbone knows how to normalise them.
 
         Raises:
           TypeError: ``images`` are not floating-point.
@@ -249,7 +239,7 @@ class OODClassifier:
         found = self._answered(images)
         return Prediction(**{field.name: found[field.name] for field in fields(Prediction)})
 
-    def discoveries(self, images: Float[Any, "b ..."], rate: float) -> Prediction:
+    def discoveries(self, images: Shaped[Any, "b ..."], rate: float) -> Prediction:
         """As `predict`, with a decision on the batch as a whole.
 
         Of the images taken for OOD at most a share ``rate`` is expected to be ID
@@ -267,7 +257,7 @@ class OODClassifier:
         return replace(found, is_ood=np.asarray(chosen, bool))
 
     def nearest(
-        self, images: Float[Any, "b ..."], k: int = 5
+        self, images: Shaped[Any, "b ..."], k: int = 5
     ) -> tuple[Int[np.ndarray, "b k"], Float[np.ndarray, "b k"]]:
         """Classes of the training samples nearest in feature space, and how far they are.
 
@@ -363,7 +353,7 @@ class OODClassifier:
         exporting.export(answers, Path(path), shape, platforms)
 
     def answers(
-        self, images: Float[Array, "b ..."], score: Score | None = None
+        self, images: Shaped[Array, "b ..."], score: Score | None = None
     ) -> dict[str, Array]:
         """`predict` as a pure function of JAX arrays, without its checks; may be compiled.
 
@@ -455,25 +445,26 @@ class OODClassifier:
             _require_enough(made)
             return made
 
-    def _answered(self, images: Float[Any, "b ..."]) -> dict[str, np.ndarray]:
+    def _answered(self, images: Shaped[Any, "b ..."]) -> dict[str, np.ndarray]:
         """`answers` for any number of images, checked."""
         given = np.asarray(checks.array_of("images", images))
         expected = f"normalised images (B, {', '.join(map(str, self.image_shape))})"
-        if not jnp.issubdtype(given.dtype, jnp.floating):
+        as_bytes = given.dtype == np.uint8 and self.backbone.takes_bytes
+        if not as_bytes and not jnp.issubdtype(given.dtype, jnp.floating):
             raise TypeError(
                 f"images has dtype {given.dtype}; expected floating-point numbers, {expected}"
             )
         if given.ndim < 1 or given.shape[1:] != self.image_shape:
             raise ValueError(f"images has shape {given.shape}; expected {expected}")
         with checks.room("images", given.shape), np.errstate(over="ignore"):
-            given = given.astype(np.float32)
+            given = given if as_bytes else given.astype(np.float32)
             bad = ~np.isfinite(given).all(axis=tuple(range(1, given.ndim)))
         _refuse("images holds NaN or infinite values", bad)
         parts = []
         # No image at all is one part, so that what comes back has its types and shapes.
         for start in range(0, max(len(given), 1), ROWS):
             part = given[start : start + ROWS]
-            padded = _padded(part) if len(part) else np.zeros((1, *self.image_shape), np.float32)
+            padded = _padded(part) if len(part) else np.zeros((1, *self.image_shape), given.dtype)
             found = self.answers(jnp.asarray(padded))
             parts.append({name: np.asarray(a)[: len(part)] for name, a in found.items()})
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -515,6 +506,37 @@ class OODClassifier:
             }
 
         return jax.jit(decide)
+
+
+class _HeldOut(NamedTuple):
+    """What the calibration images gave: scores, predicted classes, the shape of an image."""
+
+    scores: Float[np.ndarray, " n"]
+    classes: Int[np.ndarray, " n"]
+    image_shape: tuple[int, ...]
+
+
+def _held_out(
+    fitted: FittedAll,
+    detector: Detector,
+    backbone: Backbone,
+    calibration: Iterable[LabelledImages | Any],
+) -> _HeldOut:
+    shapes: set[tuple[int, ...]] = set()
+    outputs, _ = extract_labelled(
+        backbone,
+        _noting(shapes, _batches("calibration", calibration)),
+        needs=detector.needs,
+        early_prototypes=fitted.early_prototypes,
+    )
+    scores = fitting.score(detector, fitted.detectors[detector.name].state, outputs)
+    if not (_finite_rows(outputs) & ~np.isnan(scores)).all():
+        raise ValueError(
+            "calibration: the network's outputs or the detector's scores are NaN or infinite "
+            f"for some of {len(scores)} images; expected finite numbers"
+        )
+    classes = np.asarray(outputs.logits).argmax(axis=1).astype(np.int32)
+    return _HeldOut(scores, classes, shapes.pop())
 
 
 @functools.partial(jax.jit, static_argnames="k")

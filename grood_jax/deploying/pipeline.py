@@ -146,7 +146,7 @@ def open_inputs(
     """
     loaded, _ = find_classifier(config, benchmark, say, show_progress)
     preprocessing = loaded.spec.preprocessing
-    read = Reader(preprocessing, config.batch_size, show_progress, config.workers)
+    read = Reader(preprocessing, config.batch_size, show_progress, config.workers, as_bytes=True)
     held_out, checked = divided_test_set(config, data.test)
     return Inputs(benchmark, data, loaded, read, held_out, checked)
 

@@ -2,7 +2,7 @@
 
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -150,23 +150,8 @@ def prepare(
     sample_key, noise_key, fit_key = jax.random.split(key, 3)
     detectors = tuple(detectors)
     sources = {d.ood for _, d in detectors if d.ood is not None}
-    if validation is None and any(isinstance(source, Validation) for source in sources):
-        raise UserError(
-            "ood_prototype 'validation' needs held-out OOD images, and there are none; choose "
-            "'mixup', 'noise' or 'prototype-mean', or give a validation set"
-        )
-    if noise is None and any(isinstance(source, Noise) for source in sources):
-        raise UserError("ood_prototype 'noise' needs noise images; give `noise`")
-    head = None
-    needing_head = [name for name, detector in detectors if detector.head]
-    if needing_head:
-        if backbone.head is None:
-            raise UserError(
-                f"{needing_head[0]} needs the class head, and the backbone has none; make it of a "
-                "model whose last layer is called `head`, or give `head` to "
-                "Backbone.from_functions"
-            )
-        head = on_one(backbone.head(backbone.arrays))
+    _require_sources(sources, noise, validation)
+    head = _class_head(backbone, [name for name, detector in detectors if detector.head])
     named = {
         need: name
         for name, detector in reversed(detectors)
@@ -174,29 +159,52 @@ def prepare(
     }
     if not all(isinstance(need, Mix) for need in named):
         require_needs(backbone, named, next(iter(train(None))).images)
-    needs_early = any(isinstance(need, Mix) for need in named) or any(
-        isinstance(source, MixedTraining) for source in sources
-    )
+    mixes = any(isinstance(need, Mix) for need in named)
+    early = mixes or any(isinstance(source, MixedTraining) for source in sources)
     fit_needs = tuple(sorted({need for _, d in detectors for need in d.fit_needs}))
-    seen = run_training_set(backbone, train, early=needs_early, needs=fit_needs, memo=memo)
+    seen = run_training_set(backbone, train, early=early, needs=fit_needs, memo=memo)
+
+    def outputs_of(batches: Iterable[Batch], about: Mapping[str, Any]) -> Outputs:
+        return extract_labelled(backbone, batches, memo=memo, about=about)[0]
 
     def stand_in(source: OODSource) -> Outputs:
         if isinstance(source, MixedTraining):
             return seen.mixed_samples(source, sample_key)
         if isinstance(source, Noise) and noise is not None:
-            random_bits = np.asarray(jax.random.key_data(noise_key))
-            about = {"set": "noise", "images": source.images, "key": random_bits.tolist()}
-            batches = noise(source.images, noise_key)
-            return extract_labelled(backbone, batches, memo=memo, about=about)[0]
+            bits = np.asarray(jax.random.key_data(noise_key)).tolist()
+            about = {"set": "noise", "images": source.images, "key": bits}
+            return outputs_of(noise(source.images, noise_key), about)
         if isinstance(source, Validation) and validation is not None:
-            about = {"set": "held-out OOD images"}
-            return extract_labelled(backbone, validation(), memo=memo, about=about)[0]
+            return outputs_of(validation(), {"set": "held-out OOD images"})
         raise TypeError(f"ood source is {source!r}; expected one of {OODSource}")
 
     ood = {
         source: jax.tree.map(jnp.asarray, stand_in(source)) for source in sorted(sources, key=repr)
     }
     return Fitter(seen, ood, head, fit_key)
+
+
+def _require_sources(sources: Iterable[OODSource], noise: Any, validation: Any) -> None:
+    """Refuses sources of OOD images that are not given, before anything is computed."""
+    if validation is None and any(isinstance(source, Validation) for source in sources):
+        raise UserError(
+            "ood_prototype 'validation' needs held-out OOD images, and there are none; choose "
+            "'mixup', 'noise' or 'prototype-mean', or give a validation set"
+        )
+    if noise is None and any(isinstance(source, Noise) for source in sources):
+        raise UserError("ood_prototype 'noise' needs noise images; give `noise`")
+
+
+def _class_head(backbone: Backbone, needing: Sequence[str]) -> tuple[Array, Array] | None:
+    """The class head's weights and bias, if detectors of these names need it."""
+    if not needing:
+        return None
+    if backbone.head is None:
+        raise UserError(
+            f"{needing[0]} needs the class head, and the backbone has none; make it of a model "
+            "whose last layer is called `head`, or give `head` to Backbone.from_functions"
+        )
+    return on_one(backbone.head(backbone.arrays))
 
 
 def fit_detectors(

@@ -188,10 +188,17 @@ def open_inputs(
     crew.require_same("classifiers or images", _foundation(loaded, data))
     preprocessing = loaded.spec.preprocessing
     backbone = devices.spread(
-        Backbone.from_nnx(loaded.model, cut=config.cut, input_std=preprocessing.std)
+        Backbone.from_nnx(
+            loaded.model,
+            cut=config.cut,
+            input_std=preprocessing.std,
+            input_mean=preprocessing.mean,
+        )
     )
     bad = BadImages() if config.skip_bad_images else None
-    read = Reader(preprocessing, config.batch_size, show_progress, config.workers, bad, crew)
+    read = Reader(
+        preprocessing, config.batch_size, show_progress, config.workers, bad, crew, as_bytes=True
+    )
     memo = crew.agreed(_memo(config, loaded, data, say, read))
     return Inputs(config, benchmark, data, loaded, directory, backbone, read, memo)
 

@@ -169,7 +169,7 @@ def thin_bank(bank: Bank, sampling_ratio: float, key: Array) -> Bank:
     """
     _require_bank(bank)
     chosen = sampled_rows(key, bank.size, sampling_ratio)
-    rows = bank_rows(bank)[chosen] if bank.host is None else bank.host.take(chosen)
+    rows = _device_rows(bank)[chosen] if bank.host is None else bank.host.take(chosen)
     return build_bank(rows, dtype=bank_dtype(bank), memory=bank.memory)
 
 
@@ -204,8 +204,16 @@ def bank_dtype(bank: Bank) -> DType:
     return "float32" if bank.host is None else "bfloat16"
 
 
-def _pieces(bank: Bank) -> Sequence[Float[np.ndarray, "_ d"]]:
-    return (bank_rows(bank),) if bank.host is None else bank.host.pieces
+def _pieces(bank: Bank) -> Sequence[Float[Array | np.ndarray, "_ d"]]:
+    return (_device_rows(bank),) if bank.host is None else bank.host.pieces
+
+
+def _device_rows(bank: Bank) -> Float[Array, "n d"]:
+    """As `bank_rows`, of a float32 bank, where they are."""
+    # Padding has no place, and is dropped.
+    places = jnp.where(bank.places < 0, bank.size, bank.places)
+    rows = jnp.zeros((bank.size, bank.width), jnp.float32)
+    return rows.at[places].set(bank.vectors, mode="drop")
 
 
 def checked(vectors: npt.ArrayLike) -> Float[Array, "n d"]:

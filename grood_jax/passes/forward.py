@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from grood_jax.backbone.backbone import Backbone
 from grood_jax.backbone.outputs import Grams, Need, Outputs, Perturbed
@@ -175,7 +175,7 @@ def gathered(
 @partial(jax.jit, static_argnames=("needs", "mesh"))
 def network_outputs(
     backbone: Backbone,
-    images: Float[Array, "b ..."],
+    images: Shaped[Array, "b ..."],
     early_prototypes: Float[Array, "c ..."] | None,
     needs: tuple[Need, ...],
     mesh: Mesh | None = None,
@@ -192,9 +192,10 @@ def network_outputs(
 
     def run(
         backbone: Backbone,
-        images: Float[Array, "b ..."],
+        images: Shaped[Array, "b ..."],
         early_prototypes: Float[Array, "c ..."] | None,
     ) -> Outputs:
+        images = backbone.normalized(images)
         hidden = backbone.hidden(images)
         return with_extra(backbone, images, hidden, early_prototypes, needs)
 
@@ -228,11 +229,12 @@ def with_extra(
 
 
 def _perturbed_logits(
-    need: Perturbed, backbone: Backbone, images: Float[Array, "b ..."]
+    need: Perturbed, backbone: Backbone, images: Shaped[Array, "b ..."]
 ) -> Float[Array, "b c"]:
     def logits_of(images: Float[Array, "b ..."]) -> Float[Array, "b c"]:
         return jnp.asarray(backbone(images).logits)
 
+    images = backbone.normalized(images)
     return logits_of(perturb(logits_of, images, backbone.input_std, need.temperature, need.noise))
 
 

@@ -43,6 +43,7 @@ class Reader:
       workers: threads that read; None for the default.
       bad: gathers images that cannot be read, and are left out; None where they end the run.
       crew: the processes that read together.
+      as_bytes: leaves normalising to the backbone, in the compiled pass.
     """
 
     preprocessing: Preprocessing
@@ -51,6 +52,7 @@ class Reader:
     workers: int | None = None
     bad: BadImages | None = None
     crew: Processes = Processes()
+    as_bytes: bool = False
     _identities: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     def __call__(
@@ -140,4 +142,5 @@ class Reader:
             description=name if self.progress else None,
             workers=self.workers,
             on_unreadable=None if found is None else note,
+            normalize=not self.as_bytes,
         )

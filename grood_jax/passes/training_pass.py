@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from grood_jax.backbone.backbone import Backbone
 from grood_jax.backbone.outputs import Mix, Need, Outputs
@@ -254,7 +254,7 @@ def _on_device(outputs: Outputs, valid: Bool[np.ndarray, " b"]) -> Outputs:
 
 
 def _hidden_and_logits(
-    backbone: Backbone, images: Float[Array, "b ..."]
+    backbone: Backbone, images: Shaped[Array | np.ndarray, "b ..."]
 ) -> tuple[Float[Array, "b ..."], Float[Array, "b c"]]:
     hidden = backbone.hidden(images)
     return hidden, jnp.asarray(backbone.finish(hidden).logits)
@@ -263,7 +263,7 @@ def _hidden_and_logits(
 @partial(jax.jit, static_argnames=("needs", "mesh"), donate_argnames="sums")
 def _forward_and_sum(
     backbone: Backbone,
-    images: Float[Array, "b ..."],
+    images: Shaped[Array, "b ..."],
     labels: Int[Array, " b"],
     valid: Bool[Array, " b"],
     needs: tuple[Need, ...],
@@ -272,11 +272,12 @@ def _forward_and_sum(
 ) -> tuple[Outputs, ClassSums]:
     def run(
         backbone: Backbone,
-        images: Float[Array, "b ..."],
+        images: Shaped[Array, "b ..."],
         labels: Int[Array, " b"],
         valid: Bool[Array, " b"],
         sums: ClassSums,
     ) -> tuple[Outputs, ClassSums]:
+        images = backbone.normalized(images)
         hidden = backbone.hidden(images)
         outputs = with_extra(backbone, images, hidden, None, needs)
         return outputs, accumulate(sums, hidden, labels, valid)
@@ -291,7 +292,7 @@ _MIXED = (ALL, ROWS, ALL, ROWS, ALL)
 @partial(jax.jit, static_argnames="mesh")
 def _forward_mixed(
     backbone: Backbone,
-    images: Float[Array, "b ..."],
+    images: Shaped[Array, "b ..."],
     early_prototypes: Float[Array, "c ..."],
     targets: Int[Array, " b"],
     weight: Float[Array, ""],
@@ -309,7 +310,7 @@ def _forward_mixed(
 @partial(jax.jit, static_argnames="mesh")
 def _forward_mixed_copies(
     backbone: Backbone,
-    images: Float[Array, "b ..."],
+    images: Shaped[Array, "b ..."],
     early_prototypes: Float[Array, "c ..."],
     targets: Int[Array, "b k"],
     weight: Float[Array, ""],

@@ -99,6 +99,18 @@ def positive(name: str, value: Any) -> float:
     return float(value)
 
 
+def number(name: str, value: Any) -> float:
+    """Returns ``value``; raises unless it is a finite number.
+
+    Raises:
+      TypeError: it is no real number.
+      ValueError: it is not finite.
+    """
+    if not math.isfinite(_number(name, value, "a number")):
+        raise ValueError(f"{name} is {value}; expected a finite number")
+    return float(value)
+
+
 def flag(name: str, value: Any) -> bool:
     """Returns ``value``; raises TypeError unless it is True or False."""
     if not isinstance(value, bool | np.bool_):

@@ -202,9 +202,9 @@ def train(
         preprocessing=preprocessing,
         source=f"trained by grood_jax on {dataset}, seed {options.seed}",
     )
-    found = _resumable(directory, model, about)
-    if found is not None and found.step == options.epochs:
-        return found
+    before = _resumable(directory, model, about)
+    if before is not None and before.step == options.epochs:
+        return before
     steps = len(images) // options.batch_size
     if steps == 0:
         raise UserError(
@@ -212,41 +212,23 @@ def train(
             "expected a batch no larger"
         )
     pixels, labels = _in_memory(images, num_classes, show_progress)
-    network = (
-        models.create(
-            model,
-            num_classes=num_classes,
-            channels=preprocessing.channels,
-            image_size=preprocessing.image_size,
-            rngs=nnx.Rngs(options.seed),
-        )
-        if found is None
-        else found.model
-    )
+    network = _fresh(spec, options.seed) if before is None else before.model
     step, state, graph = _prepare(network, options, steps, preprocessing)
     history: list[dict[str, float]] = []
-    if found is not None:
-        history = list(found.record["history"])
-        saved = checkpoints.load_optimizer(directory, found.step, {"state": state.optimizer})
-        state = TrainState(state.parameters, state.rest, saved["state"])
-        say(f"resuming {directory} after epoch {found.step} of {options.epochs}")
+    if before is not None:
+        history = list(before.record["history"])
+        state = _resumed(directory, before, state)
+        say(f"resuming {directory} after epoch {before.step} of {options.epochs}")
     rates = learning_rates(options, steps * options.epochs)
+    seen = steps * options.batch_size
+    total, done = options.epochs * seen, len(history) * seen
     with (
         checkpoints.manager(directory) as manager,
-        progress.bar(
-            options.epochs * steps * options.batch_size,
-            f"training {model}",
-            shown=show_progress,
-            done=len(history) * steps * options.batch_size,
-        ) as bar,
+        progress.bar(total, f"training {model}", shown=show_progress, done=done) as bar,
     ):
         for epoch in range(len(history), options.epochs):
             state, loss, accuracy = _epoch(step, state, pixels, labels, options, epoch, bar)
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"the loss is {loss} in epoch {epoch + 1}; a lower learning rate than "
-                    f"{options.learning_rate:g} may help"
-                )
+            _require_finite(loss, epoch, options)
             rate = float(rates(steps * (epoch + 1) - 1))
             history.append({"loss": loss, "accuracy": accuracy, "learning_rate": rate})
             checkpoints.save(
@@ -263,6 +245,31 @@ def train(
                 f"training accuracy {accuracy:.4f}"
             )
     return checkpoints.load_model(directory)
+
+
+def _resumed(directory: Path, before: Loaded, state: TrainState) -> TrainState:
+    """The state with the optimizer's of the checkpoint, whose network it has already."""
+    saved = checkpoints.load_optimizer(directory, before.step, {"state": state.optimizer})
+    return TrainState(state.parameters, state.rest, saved["state"])
+
+
+def _fresh(spec: ModelSpec, seed: int) -> Staged:
+    """The network of that description with fresh weights."""
+    return models.create(
+        spec.model,
+        num_classes=spec.num_classes,
+        channels=spec.preprocessing.channels,
+        image_size=spec.preprocessing.image_size,
+        rngs=nnx.Rngs(seed),
+    )
+
+
+def _require_finite(loss: float, epoch: int, options: TrainOptions) -> None:
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the loss is {loss} in epoch {epoch + 1}; a lower learning rate than "
+            f"{options.learning_rate:g} may help"
+        )
 
 
 def accuracy(
