@@ -96,3 +96,15 @@ def digits(tmp_path_factory):
     done = subprocess.CompletedProcess(*json.loads(said.read_text()))
     assert done.returncode == 0, done.stderr
     return folder, done
+
+
+@pytest.fixture(scope="session")
+def digits_checkpoint(tmp_path_factory) -> Path:
+    """The network that comes with the package, as a checkpoint of a finished training run."""
+    from grood_jax.storage import checkpoints, included
+
+    directory = tmp_path_factory.mktemp("checkpoints") / "digits-small-seed0"
+    loaded = included.digits()
+    with checkpoints.manager(directory) as manager:
+        checkpoints.save(manager, loaded.step, loaded.model, loaded.spec, record=loaded.record)
+    return directory

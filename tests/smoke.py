@@ -1,7 +1,8 @@
 """What users install: sdist, the wheel made of it, and the command line outside the checkout.
 
 ``python tests/smoke.py`` builds both, unpacks the wheel into a folder of its own, and there trains
-for an epoch and evaluates. The packages it depends on are those of the Python that runs it.
+for an epoch and evaluates that network and the one that comes with the package. The packages it
+depends on are those of the Python that runs it.
 """
 
 import json
@@ -13,7 +14,14 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-IN_WHEEL = ("py.typed", "serving/page.html", "report/page.html", "detectors/grood.py")
+IN_WHEEL = (
+    "py.typed",
+    "deploying/serving/page.html",
+    "evaluation/report/page.html",
+    "models/weights/digits_small.npz",
+    "models/weights/digits_small.json",
+    "detectors/grood.py",
+)
 IN_SDIST = ("tests/conftest.py", "docs/index.md", "mkdocs.yml", "CITATION.cff", "LICENSE")
 WHERE = """
 import importlib.metadata, json, grood_jax
@@ -56,8 +64,9 @@ def main() -> None:
         python = [sys.executable, "-m"]
         train = ["grood_jax.train", "--dataset", "digits", "--epochs", "1"]
         run(*python, *train, "--output-dir", "network", **outside)
-        words = ["--checkpoint", "network", "--detectors", "msp", "--limit", "100"]
-        print(run(*python, "grood_jax.eval", *words, **outside))
+        for words in (["--checkpoint", "network"], []):
+            words += ["--detectors", "msp", "--limit", "100"]
+            print(run(*python, "grood_jax.eval", *words, **outside))
         assert run(str(site / "bin" / "grood"), "--version", **outside) == f"grood-jax {version}\n"
         results = json.loads((elsewhere / "results/digits/results.json").read_text())
         assert list(results["detectors"]) == ["msp"]

@@ -215,10 +215,8 @@ def test_too_few_images(digits, tmp_path, monkeypatch, capsys):
     )
 
 
-def test_a_directory_of_another_kind_is_left_alone(digits, monkeypatch, capsys):
-    monkeypatch.chdir(digits[0])
-    checkpoint = "checkpoints/digits-small-seed0"
-    assert fit.main(["--detector", "msp", "--output-dir", checkpoint]) == 1
+def test_a_directory_of_another_kind_is_left_alone(digits_checkpoint, capsys):
+    assert fit.main(["--detector", "msp", "--output-dir", str(digits_checkpoint)]) == 1
     assert "holds a checkpoint; expected an OOD_classifier" in capsys.readouterr().err
 
 

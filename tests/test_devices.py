@@ -15,7 +15,7 @@ from grood_jax.detectors import create
 from grood_jax.evaluation import fitting
 from grood_jax.passes import devices, forward, training_pass
 from grood_jax.passes.training_pass import run_training_set
-from grood_jax.storage import checkpoints
+from grood_jax.storage import included
 
 DIGITS = benchmarks.get("digits")
 NEEDS = (Grams((1, 2)), Mix(2, 0.7), Perturbed(1000.0, 0.002))
@@ -27,9 +27,10 @@ DETECTORS = {
 
 
 @pytest.fixture(scope="module")
-def one(digits):
-    model = checkpoints.load_model(digits[0] / "checkpoints" / "digits-small-seed0").model
-    return Backbone.from_nnx(model, cut="layer1", input_std=DIGITS.preprocessing.std)
+def one():
+    return Backbone.from_nnx(
+        included.digits().model, cut="layer1", input_std=DIGITS.preprocessing.std
+    )
 
 
 @pytest.fixture(scope="module")

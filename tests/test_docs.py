@@ -20,8 +20,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 PACKAGE = Path(gj.__file__).parent
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
-# Networks trained here differ in the last digits from those trained elsewhere.
-TOLERANCE = {"tutorial.md": 3e-2, "deploy.md": 3e-2}
+# Figures of a network, rounded: another processor may be on the other side of a half.
+TOLERANCE = {"tutorial.md": 0.0101}
 
 
 def blocks(page: Path) -> list[tuple[int, str]]:
@@ -38,8 +38,7 @@ RUN = [page for page in PAGES if blocks(page)]
 def test_the_python_of_a_page_prints_what_it_says(
     page, digits, tmp_path, monkeypatch, capsys, unchecked
 ):
-    for part in ("checkpoints", "results"):
-        shutil.copytree(digits[0] / part, tmp_path / part)
+    shutil.copytree(digits[0] / "results", tmp_path / "results")
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__page__"}
     for line, block in blocks(page):
@@ -50,8 +49,9 @@ def test_the_python_of_a_page_prints_what_it_says(
         assert len(said) == len(shown), f"{page.name}, line {line}: prints {said}"
         for found, expected in zip(said, shown, strict=True):
             assert NUMBER.sub("#", found) == NUMBER.sub("#", expected), f"{page.name}: {found}"
+            tolerance = {"rtol": 1e-6, "atol": TOLERANCE.get(page.name, 1e-9)}
             numbers = [[float(n) for n in NUMBER.findall(text)] for text in (found, expected)]
-            np.testing.assert_allclose(*numbers, rtol=TOLERANCE.get(page.name, 1e-6), atol=1e-9)
+            np.testing.assert_allclose(*numbers, **tolerance)
 
 
 def sources() -> dict[str, ast.Module]:
@@ -129,12 +129,12 @@ def test_the_most_used_functions_have_examples():
     used = {
         f"grood_jax.{module}"
         for module in (
-            "prototypes.class_prototypes",
-            "gradients.ood_gradients",
-            "neighbors.nearest_distances",
-            "bank_building.build_bank",
-            "mixup.mix_with_prototypes",
-            "metrics.ood_metrics",
+            "maths.prototypes.class_prototypes",
+            "maths.gradients.ood_gradients",
+            "neighbors.searching.nearest_distances",
+            "neighbors.building.build_bank",
+            "maths.mixup.mix_with_prototypes",
+            "maths.metrics.ood_metrics",
         )
     }
     assert used <= set(EXAMPLES)

@@ -5,19 +5,23 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from flax import nnx
 
 from grood_jax import benchmarks, detectors, models
-from grood_jax.cli import eval, train
+from grood_jax.cli import command, eval, train
 from grood_jax.data import Preprocessing, batches
 from grood_jax.eval import EvalConfig
+from grood_jax.evaluation import classifier
 from grood_jax.maths.metrics import ood_metrics
 from grood_jax.passes import forward, training_pass
-from grood_jax.storage import checkpoints
+from grood_jax.storage import checkpoints, included
 from grood_jax.storage.checkpoints import ModelSpec
+from grood_jax.training.loop import recipe
+from grood_jax.training.runs import default_directory
 
 SETS = {"digits_8_9": ("near", 354), "photographs": ("far", 1664), "uniform_noise": ("far", 1000)}
 
@@ -56,22 +60,70 @@ def test_the_default_command(digits):
     # Better than chance by far on every set: the sign of the scores is right.
     aurocs = [d["auroc"] for d in found["detectors"]["grood"]["datasets"].values()]
     assert min(aurocs) > 0.8
-    assert "training small on all training images of digits" in done.stderr
-    assert "epoch 20 of 20" in done.stderr
+    source = "trained by grood_jax on digits, seed 0; comes with the package"
+    assert done.stderr.startswith(f"classifier: small ({source})\n")
+    assert found["checkpoint"]["source"] == source
+    assert found["checkpoint"]["directory"] == "grood_jax/models/weights/digits_small.npz"
+    assert "epoch" not in done.stderr and [path.name for path in folder.iterdir()] == ["results"]
     row = found["detectors"]["grood"]["datasets"]["digits_8_9"]
     assert f"{row['auroc']:.4f}" in done.stdout
 
 
-def test_a_second_run_trains_nothing_and_gives_the_same(in_digits, tmp_path):
+@pytest.mark.parametrize(
+    ("words", "step", "expected"),
+    [
+        ([], None, "comes with the package"),
+        # What was trained goes first, and what was begun goes on.
+        ([], 20, "checkpoints/digits-small-seed0"),
+        ([], 3, "training"),
+        (["--seed", "1"], None, "training"),
+        (["--model", "resnet20", "--cut", "layer2"], None, "training"),
+        (["--dataset", "fashion_mnist"], None, "training"),
+    ],
+)
+def test_which_network_is_taken(tmp_path, monkeypatch, words, step, expected):
+    monkeypatch.chdir(tmp_path)
+    loaded = included.digits()
+    if step is not None:
+        with checkpoints.manager(default_directory("digits", "small", 0)) as manager:
+            checkpoints.save(manager, step, loaded.model, loaded.spec, record=loaded.record)
+    config = command.parse(EvalConfig(), "test", "", words)
+    said = []
+
+    def trained(benchmark, options, *, model, **given):
+        said.append("training")
+        spec = replace(loaded.spec, model=model, num_classes=benchmark.num_classes)
+        return replace(loaded, spec=spec)
+
+    monkeypatch.setattr(classifier, "train_on", trained)
+    classifier.find_classifier(config, benchmarks.get(config.dataset), said.append, False)
+    assert expected in " ".join(said)
+    assert ("training" in said) == (expected == "training")
+
+
+def test_a_network_trained_on_the_spot_is_read_the_next_time(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(classifier, "recipe", lambda name: replace(recipe(name), epochs=1))
+    words = ("--seed", "1", "--detectors", "msp", "--limit", "64")
+    first = evaluate(tmp_path / "first", *words)
+    said = capsys.readouterr().err
+    assert "training small on all training images of digits" in said and "epoch 1 of 1" in said
+    second = evaluate(tmp_path / "second", *words)
+    said = capsys.readouterr().err
+    assert "small from checkpoints/digits-small-seed1" in said and "epoch" not in said
+    assert first["checkpoint"] == second["checkpoint"]
+    assert first["checkpoint"]["source"] == "trained by grood_jax on digits, seed 1"
+    assert first["detectors"]["msp"]["datasets"] == second["detectors"]["msp"]["datasets"]
+
+
+def test_a_second_run_gives_the_same(in_digits, tmp_path):
     # In a process of its own: eight devices, as here, may round otherwise than the first run's one.
     words = ["--output-dir", str(tmp_path), "--no-report"]
     done = subprocess.run(
         [sys.executable, "-m", "grood_jax.eval", *words], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    found, said = json.loads((tmp_path / "results.json").read_text()), done.stderr
-    assert "checkpoints/digits-small-seed0" in said
-    assert "epoch" not in said
+    found = json.loads((tmp_path / "results.json").read_text())
     first = json.loads((in_digits / "results" / "digits" / "results.json").read_text())
     assert found["checkpoint"] == first["checkpoint"]
     for name in ("grood", "msp"):
@@ -80,7 +132,7 @@ def test_a_second_run_trains_nothing_and_gives_the_same(in_digits, tmp_path):
 
 def test_msp_against_its_definition(in_digits, tmp_path):
     found = evaluate(tmp_path, "--detectors", "msp")
-    model = checkpoints.load_model(in_digits / "checkpoints" / "digits-small-seed0")
+    model = included.digits()
     data = benchmarks.open_benchmark(benchmarks.get("digits"))
     network = nnx.view(model.model, use_running_average=True)
 
@@ -146,8 +198,8 @@ def test_interpolation_options_reach_the_figures(base, options):
     assert base[f"grood:{options}"]["datasets"] != plain
 
 
-def test_the_seed_decides_what_is_drawn(in_digits, tmp_path):
-    folder = str(in_digits / "checkpoints" / "digits-small-seed0")
+def test_the_seed_decides_what_is_drawn(digits_checkpoint, tmp_path):
+    folder = str(digits_checkpoint)
     words = ("--detectors", "grood:mixup_samples=50", "--limit", "300", "--checkpoint", folder)
     first, other, again = (
         next(iter(evaluate(tmp_path / name, *words, "--seed", seed)["detectors"].values()))
@@ -247,8 +299,8 @@ def test_a_checkpoint_that_does_not_fit(tmp_path, capsys, classes, channels, siz
     assert message in lines[-1]
 
 
-def test_another_model_than_asked_for(in_digits, capsys):
-    folder = "checkpoints/digits-small-seed0"
+def test_another_model_than_asked_for(digits_checkpoint, capsys):
+    folder = str(digits_checkpoint)
     lines = lines_of_failure(capsys, ["--checkpoint", folder, "--model", "resnet20"])
     assert lines == [f"error: the checkpoint in {folder} is of model small; expected resnet20"]
 

@@ -54,8 +54,8 @@ def folders(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def checkpoint(digits) -> str:
-    return str(digits[0] / "checkpoints" / "digits-small-seed0")
+def checkpoint(digits_checkpoint) -> str:
+    return str(digits_checkpoint)
 
 
 def evaluate(folder: Path, checkpoint: str, output: Path, *words: str) -> dict:

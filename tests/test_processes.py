@@ -62,11 +62,11 @@ def test_flags_that_need_another(capsys):
 
 
 @pytest.fixture(scope="module")
-def ran(digits, tmp_path_factory):
+def ran(digits_checkpoint, tmp_path_factory):
     """Where two processes have evaluated, what they found, and what they said."""
     folder = tmp_path_factory.mktemp("processes")
     words = ["--detectors", *DETECTORS, "--limit", str(LIMIT)]
-    words += ["--checkpoint", str(digits[0] / "checkpoints" / "digits-small-seed0")]
+    words += ["--checkpoint", str(digits_checkpoint)]
     (folder / "words.json").write_text(json.dumps(words))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

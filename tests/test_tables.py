@@ -107,12 +107,12 @@ def test_of_long_training_some_epochs_are_shown(count):
     assert (shown[0], shown[-1]) == (0, count - 1)
 
 
-def test_an_evaluation_is_not_repeated(digits, tmp_path, monkeypatch):
+def test_an_evaluation_is_not_repeated(digits_checkpoint, tmp_path, monkeypatch):
     reproduce = script("studies/reproduce.py")
     config = reproduce.ReproduceConfig(
         detectors=("msp",),
         seeds=(0,),
-        checkpoint_root=digits[0] / "checkpoints",
+        checkpoint_root=digits_checkpoint.parent,
         evaluations=tmp_path / "own",
         output=tmp_path / "found.json",
     )

@@ -20,8 +20,9 @@ class Setting:
         tensorflow-datasets).
       source: look only for this form of data.
       download: prepare missing data sets that tensorflow-datasets knows.
-      checkpoint: directory of the classifier (default: checkpoints/DATASET-MODEL-seedSEED, which
-        is trained on the spot if it is missing and the benchmark is small).
+      checkpoint: directory of the classifier (default: checkpoints/DATASET-MODEL-seedSEED; if it
+        is missing, digits with seed 0 take the network that comes with the package, and small
+        benchmarks train one on the spot).
       model: the network; the checkpoint's or the benchmark's by default.
       cut: the stage after which the network is cut, for mix-up.
       seed: of all that is random.
