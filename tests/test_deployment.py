@@ -271,6 +271,55 @@ def test_names_that_are_no_text_are_written_in_ascii(answers, tmp_path):
     assert "/bad\\n.png: it is no PNG" in reported[0]
 
 
+def test_every_file_of_a_folder_is_answered_or_named(answers, tmp_path):
+    for suffix in ("png", "jfif", "jpe", "tif", "avif"):
+        form = "JPEG" if suffix.startswith("j") else None
+        Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / f"a.{suffix}", form)
+    text, failed, reported = lines(tmp_path, (tmp_path,))
+    assert (len(text.splitlines()), failed, reported) == (6, 0, [])
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "own").symlink_to(".")
+    text, failed, reported = lines(tmp_path, (tmp_path,))
+    assert (len(text.splitlines()), failed) == (6, 0)
+    assert [line.rpartition(": ")[2] for line in reported] == [
+        "1 that are no images by their names (notes.txt)",
+        "1 folders that links name again (own)",
+    ]
+    (tmp_path / "lost.png").symlink_to("nothing")
+    text, failed, reported = lines(tmp_path, (tmp_path,))
+    assert (len(text.splitlines()), failed) == (6, 1)
+    assert reported[-1] == "1 of 6 paths could not be read"
+
+
+def test_photographs_are_turned_upright(monkeypatch, unchecked, tmp_path):
+    seen = []
+
+    class Keeping(Answers):
+        def predict(self, pixels):
+            seen.append(pixels)
+            return super().predict(pixels)
+
+    monkeypatch.setattr(predict.deployment, "load", lambda _: Keeping())
+    image = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(image).save(tmp_path / "x.png", exif=exif)
+    lines(tmp_path, (tmp_path / "x.png",))
+    # Stored lying on its left: the first column, from below, is what is seen as the first row.
+    np.testing.assert_array_equal(seen[0][0, ..., 0], np.rot90(image, -1))
+
+
+def test_a_compressed_array_is_not_unpacked_without_bound(answers, tmp_path, monkeypatch):
+    pixels = np.zeros((3, 8, 8), np.uint8)
+    np.savez_compressed(tmp_path / "x.npz", images=pixels)
+    assert lines(tmp_path, (tmp_path / "x.npz",))[1] == 0
+    monkeypatch.setattr("grood_jax.data.npz.MAX_UNPACKED", 200)
+    _, failed, reported = lines(tmp_path, (tmp_path / "x.npz",))
+    assert failed == 1 and "is compressed and unpacks to 320 bytes" in reported[0]
+    np.savez(tmp_path / "x.npz", images=pixels)
+    assert lines(tmp_path, (tmp_path / "x.npz",))[1] == 0
+
+
 @pytest.mark.parametrize("shape", [(2**60,), (2**32, 2**32), (-1, 8, 8), (2, 8, 9)])
 def test_a_header_of_an_array_that_lies(answers, tmp_path, shape):
     member = io.BytesIO()

@@ -1,6 +1,7 @@
 """Finding all the sets of a benchmark before anything is computed."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from grood_jax.data.sets import ImageSet, LimitedSet, PartOfSet
 from grood_jax.data.tfds import default_data_dir
 from grood_jax.support import checks
 from grood_jax.support.errors import UserError
+from grood_jax.support.progress import tell
 
 VALIDATION_EVERY = 10
 """Of how many ID test images one is for validation, where options are chosen and no validation
@@ -77,6 +79,7 @@ def open_benchmark(
     limit: int | None = None,
     train_share: float = 1.0,
     seed: int = 0,
+    say: Callable[[str], None] = tell,
 ) -> OpenBenchmark:
     """Finds all the sets of a benchmark before anything is computed.
 
@@ -95,6 +98,7 @@ def open_benchmark(
       limit: at most this many images of each set.
       train_share: this share of the training images, drawn at random.
       seed: decides which.
+      say: takes a line on what lies in folders and is left out of their sets; stderr by default.
 
     Raises:
       UserError: sets are missing or damaged; each is named, with where it was looked for and how
@@ -144,6 +148,9 @@ def open_benchmark(
         skip_missing=skip_missing,
         source=source,
     )
+    for images in opened:
+        for line in getattr(images, "left_out", ()):
+            say(line)
     found = {
         key: _limited(images, limit)
         for key, images in zip(wanted, opened, strict=True)

@@ -13,6 +13,7 @@ from typing import Any
 import tyro
 
 from grood_jax.cli import command
+from grood_jax.data.folders import files_in
 from grood_jax.data.preprocessing import decode
 from grood_jax.data.tfds import default_data_dir, first_line, quiet_tfds
 from grood_jax.support.errors import UserError
@@ -39,12 +40,12 @@ class ConvertConfig:
     data_dir: Path | None = None
 
 
-def run(config: ConvertConfig, *, report: Callable[[str], None] = print) -> Path:
+def run(config: ConvertConfig, *, say: Callable[[str], None] = print) -> Path:
     """Writes the set.
 
     Args:
       config: which images.
-      report: takes lines of progress.
+      say: takes lines of progress.
 
     Returns:
       The folder of the prepared set.
@@ -53,22 +54,25 @@ def run(config: ConvertConfig, *, report: Callable[[str], None] = print) -> Path
       UserError: a folder holds no images, a file cannot be decoded, or the set is there already.
     """
     folders = {"test": config.test, "validation": config.validation}
-    files = {name: _images(folder) for name, folder in folders.items() if folder is not None}
+    files = {n: _images(folder, say) for n, folder in folders.items() if folder is not None}
     folder = (config.data_dir or default_data_dir()).expanduser() / config.name / "1.0.0"
     if folder.exists():
         raise UserError(f"{folder} is there already: choose another name, or remove it")
     with quiet_tfds() as tfds, contextlib.redirect_stdout(sys.stderr):
         tfds.disable_progress_bar()
         _builder(tfds, config.name, files, folder.parents[1]).download_and_prepare()
-    report(f"{', '.join(f'{len(paths)} {name}' for name, paths in files.items())} images, {folder}")
+    say(f"{', '.join(f'{len(paths)} {name}' for name, paths in files.items())} images, {folder}")
     return folder
 
 
-def _images(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    if not found:
+def _images(folder: Path, say: Callable[[str], None]) -> list[Path]:
+    # Of any name: one that is no image is an error.
+    found = files_in(folder, ("",))
+    if not found.paths:
         raise UserError(f"{folder} holds no files; expected a folder of images")
-    return found
+    for line in found.complaints(folder):
+        say(line)
+    return [folder / path for path in found.paths]
 
 
 def _builder(tfds: Any, set_name: str, files: Mapping[str, Sequence[Path]], data_dir: Path) -> Any:
@@ -103,4 +107,4 @@ def _builder(tfds: Any, set_name: str, files: Mapping[str, Sequence[Path]], data
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
     config = command.parse(ConvertConfig(), "grood_jax.data.convert", DESCRIPTION, argv)
-    return command.status(lambda: run(config, report=tell))
+    return command.status(lambda: run(config, say=tell))

@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import sys
+import zipfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -18,8 +19,9 @@ import tyro
 from jaxtyping import UInt8
 
 from grood_jax.cli import command
-from grood_jax.data import Preprocessing
-from grood_jax.data.folders import SUFFIXES
+from grood_jax.data import Preprocessing, pictures
+from grood_jax.data.folders import AGAIN, OTHERS, files_in
+from grood_jax.data.npz import stored_array
 from grood_jax.data.tfds import first_line
 from grood_jax.deploying import deployment
 from grood_jax.deploying.deployment import Deployment
@@ -29,9 +31,11 @@ from grood_jax.support.errors import UserError
 DESCRIPTION = """Answers for images, in lines of CSV or JSON: path, class and its name, score
 (higher for more OOD), p-value, and whether the image is taken for OOD. The directory is one of
 python -m grood_jax.fit; images are files, folders with all their subfolders, or .npz files with an
-array of bytes (N, H, W) or (N, H, W, C). An image that cannot be read is reported on stderr; the
-others go on, and the exit status is 1. Only regular files are read, image files of up to 256 MiB
-with up to 2^26 pixels; in the answers, what is no text in a path is written with backslashes."""
+array of bytes (N, H, W) or (N, H, W, C). Photographs are turned as their EXIF orientation says, and
+transparent images laid on white. An image that cannot be read is reported on stderr; the others go
+on, and the exit status is 1. Of folders, what is left out is named there too. Only regular files
+are read, image files of up to 256 MiB with up to 2^26 pixels; in the answers, what is no text in a
+path is written with backslashes."""
 
 COLUMNS = ("path", "class", "name", "score", "p_value", "is_ood")
 
@@ -76,7 +80,7 @@ def run(
     config: PredictConfig,
     *,
     stream: io.TextIOBase | None = None,
-    report: Callable[[str], None] = print,
+    say: Callable[[str], None] = print,
     show_progress: bool = False,
 ) -> int:
     """Writes a line of answers for each image, as they come.
@@ -84,24 +88,26 @@ def run(
     Args:
       config: what is asked.
       stream: takes the lines; stdout by default.
-      report: takes a line for each image that cannot be read.
+      say: takes a line for each image that cannot be read.
       show_progress: shows a bar on stderr.
 
     Returns:
-      How many images could not be read.
+      How many images could not be read, links to nothing and the like in folders among them.
 
     Raises:
       UserError: the directory cannot be used, or there is no image.
     """
     deployed = deployment.load(config.directory)
-    paths = [path for given in config.images for path in _files(given)]
+    found = _find(config.images)
+    paths, failed = found.paths, found.failed
+    for line in found.complaints:
+        say(line)
     if not paths:
         raise UserError(
             f"no image in {', '.join(map(str, config.images)) or 'nothing'}; expected files that "
-            f"end in {', '.join(SUFFIXES)} or .npz"
+            f"end in {', '.join(pictures.suffixes())} or .npz"
         )
     lines = _lines(config.format, sys.stdout if stream is None else stream)
-    failed = 0
     answered: list[dict[str, Any]] = []
     with (
         closing(_read_ahead(paths, deployed.preprocessing, config.batch_size)) as batches,
@@ -110,7 +116,7 @@ def run(
         for done, batch in batches:
             for path, wrong in batch:
                 if isinstance(wrong, str):
-                    report(f"{path}: {wrong}")
+                    say(f"{path}: {wrong}")
                     failed += 1
             good = [(path, pixels) for path, pixels in batch if not isinstance(pixels, str)]
             rows = _answers(deployed, good) if good else []
@@ -125,7 +131,7 @@ def run(
         chosen = false_discovery(np.array([row["p_value"] for row in answered]), config.fdr)
         lines([{**row, "is_ood": bool(ood)} for row, ood in zip(answered, chosen, strict=True)])
     if failed:
-        report(f"{failed} of {len(paths)} paths could not be read")
+        say(f"{failed} of {len(paths) + found.failed} paths could not be read")
     return failed
 
 
@@ -159,13 +165,37 @@ def _lines(kind: str, stream: Any) -> Callable[[list[dict[str, Any]]], None]:
     return write
 
 
-def _files(given: Path) -> list[Path]:
-    """What a path stands for; one that is missing is reported when it is read."""
-    # Not given.is_dir(): that raises for a path that no file can have.
-    if not os.path.isdir(given):
-        return [given]
-    wanted = (*SUFFIXES, ".npz")
-    return sorted(p for p in given.rglob("*") if p.suffix.lower() in wanted and p.is_file())
+@dataclass(frozen=True)
+class _Found:
+    """What the given paths stand for; one that is missing is reported when it is read.
+
+    Attributes:
+      paths: of files.
+      complaints: what lies in folders and is left out, in lines.
+      failed: how much of that may have been an image.
+    """
+
+    paths: list[Path]
+    complaints: list[str]
+    failed: int
+
+
+def _find(given: Sequence[Path]) -> _Found:
+    paths: list[Path] = []
+    complaints: list[str] = []
+    failed = 0
+    for path in given:
+        # Not path.is_dir(): that raises for a path that no file can have.
+        if not os.path.isdir(path):
+            paths.append(path)
+            continue
+        found = files_in(path, (*pictures.suffixes(), ".npz"))
+        paths += [path / inner for inner in found.paths]
+        complaints += found.complaints(path)
+        failed += sum(
+            len(some) for why, some in found.left_out.items() if why not in (OTHERS, AGAIN)
+        )
+    return _Found(paths, complaints, failed)
 
 
 def _read_ahead(
@@ -206,7 +236,10 @@ def _read(path: Path, preprocessing: Preprocessing) -> Iterator[Read]:
                 if length > MAX_FILE:
                     raise ValueError(f"it has {length} bytes; expected at most {MAX_FILE}")
                 encoded = stream.read()
-            yield name, preprocessing.decode(encoded)
+            yield (
+                name,
+                preprocessing.decode(encoded, formats=pictures.file_formats(), upright=True),
+            )
     except Exception as error:
         # NumPy's and zipfile's readers raise whatever they meet.
         yield name, (isinstance(error, OSError) and error.strerror) or first_line(error)
@@ -236,14 +269,14 @@ def _opened(path: Path) -> BinaryIO:
 
 def _arrays(path: Path) -> UInt8[np.ndarray, "n ..."]:
     with _opened(path) as stream:
-        file = np.load(stream, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
+        if not zipfile.is_zipfile(stream):
             raise ValueError("it is no .npz file, as numpy.savez writes it")
-        names = [name for name in ("images", "x_test") if name in file] or list(file)
-        if not names:
-            raise ValueError("it holds no array; expected bytes (N, H, W) or (N, H, W, C)")
-        # What is no array comes as bytes.
-        array = np.asarray(file[names[0]])
+        with zipfile.ZipFile(stream) as archive:
+            held = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
+            names = [name for name in ("images", "x_test") if name in held] or held
+            if not names:
+                raise ValueError("it holds no array; expected bytes (N, H, W) or (N, H, W, C)")
+            array = stored_array(path, archive, names[0])
     channels = array.shape[3] if array.ndim == 4 else 1
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or channels not in (1, 3):
         raise ValueError(
@@ -260,6 +293,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         nonlocal failed
-        failed = run(config, report=progress.tell, show_progress=True)
+        failed = run(config, say=progress.tell, show_progress=True)
 
     return command.status(work) or min(failed, 1)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import ClassVar
@@ -9,13 +10,14 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from grood_jax.data import pictures
 from grood_jax.data.preprocessing import Preprocessing
 from grood_jax.data.sets import UnreadableImage
 from grood_jax.data.tfds import first_line
 from grood_jax.support.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
-"""Of image files in a folder."""
+SHOWN = 3
+"""Files that a message names of those that are left out."""
 
 LOOKED_FOR = 64
 """Files of a list whose presence is checked before the work begins."""
@@ -32,6 +34,7 @@ class FolderSet:
       paths: of the files.
       labels: (N,) int32, −1 where there is none.
       preprocessing: the size and channels that images are brought to.
+      left_out: what lies in the folder and is not in the set, in lines for the user.
     """
 
     name: str
@@ -40,6 +43,7 @@ class FolderSet:
     paths: tuple[str, ...]
     labels: Int[np.ndarray, " n"]
     preprocessing: Preprocessing
+    left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """How many images there are."""
@@ -57,7 +61,9 @@ class FolderSet:
         for place, row in enumerate(indices):
             path = self.root / self.paths[row]
             try:
-                images[place] = self.preprocessing.decode(path.read_bytes())
+                images[place] = self.preprocessing.decode(
+                    path.read_bytes(), formats=pictures.file_formats()
+                )
             except (OSError, ValueError) as error:
                 why = isinstance(error, OSError) and error.strerror or first_line(error)
                 raise UnreadableImage(f"{self.name}: {path} cannot be read: {why}") from error
@@ -100,18 +106,20 @@ class ImageListSource:
         """
         listing, root = data_dir / self.imglist, data_dir / self.images
         if not listing.is_file():
+            require_absent(listing, "file")
             return None
         content = listing.read_bytes()
-        paths, labels = _parse(listing, content)
+        paths, labels, lines = _parse(listing, content)
         # OpenOOD's lists come for all benchmarks at once, its images set by set.
-        if not (root / PurePath(paths[0]).parts[0]).exists():
+        if not any((root / top).exists() for top in {PurePath(path).parts[0] for path in paths}):
             return None
         rows = np.linspace(0, len(paths) - 1, min(len(paths), LOOKED_FOR)).astype(np.int64)
-        absent = [paths[row] for row in rows if not (root / paths[row]).is_file()]
+        absent = [row for row in rows if not (root / paths[row]).is_file()]
         if absent:
             raise UserError(
-                f"{listing} lists images that are missing: {root / absent[0]} ({len(absent)} of "
-                f"{len(rows)} looked for)"
+                f"{listing} lists images that are missing: {root / paths[absent[0]]} "
+                f"({len(absent)} of {len(rows)} looked for; this one stands in line "
+                f"{lines[absent[0]]})"
             )
         source = f"openood:{self.imglist}@{hashlib.sha256(content).hexdigest()[:12]}"
         return FolderSet(name, source, root, paths, labels, preprocessing)
@@ -148,10 +156,13 @@ class FolderSource:
         """
         root = data_dir / self.folder
         if not root.is_dir():
+            require_absent(root, "folder")
             return None
-        paths = tuple(sorted(_images_in(root)))
+        found = files_in(root, pictures.suffixes())
+        paths, left_out = found.paths, found.complaints(root)
         if not paths:
-            raise UserError(f"{root} holds no images ({', '.join(SUFFIXES)})")
+            why = "".join(f"; {line}" for line in left_out)
+            raise UserError(f"{root} holds no images ({', '.join(pictures.suffixes())}){why}")
         labels = np.full(len(paths), -1, np.int32)
         if self.classes:
             folders = [PurePath(path).parts[0] for path in paths]
@@ -162,22 +173,105 @@ class FolderSource:
                     f"{root / strange[0]} is no class; expected folders {', '.join(self.classes)}"
                 )
             labels[:] = [known[folder] for folder in folders]
-        return FolderSet(name, f"folder:{self.folder}", root, paths, labels, preprocessing)
+        return FolderSet(
+            name, f"folder:{self.folder}", root, paths, labels, preprocessing, left_out
+        )
 
 
-def _images_in(root: Path) -> list[str]:
-    return [
-        os.path.relpath(os.path.join(folder, file), root)
-        for folder, _, files in os.walk(root, followlinks=True)
-        for file in files
-        if file.lower().endswith(SUFFIXES)
-    ]
+@dataclass(frozen=True)
+class Files:
+    """The files in a folder and all its subfolders.
+
+    Attributes:
+      paths: of the wanted files, from the folder, in order.
+      left_out: what is not among them, by the reason.
+    """
+
+    paths: tuple[str, ...]
+    left_out: dict[str, list[str]]
+
+    def complaints(self, root: Path) -> tuple[str, ...]:
+        """What is left out, in lines."""
+        return tuple(
+            f"left out of {root}: {len(paths)} {why} ({', '.join(sorted(paths)[:SHOWN])}"
+            + (", …)" if len(paths) > SHOWN else ")")
+            for why, paths in self.left_out.items()
+        )
 
 
-def _parse(listing: Path, content: bytes) -> tuple[tuple[str, ...], Int[np.ndarray, " n"]]:
+OTHERS, AGAIN = "that are no images by their names", "folders that links name again"
+"""Why things are left out of which nothing is lost; for any other reason, something may be."""
+
+
+def files_in(root: Path, suffixes: Sequence[str]) -> Files:
+    """Looks for files in a folder, its subfolders, and folders elsewhere that links in it name.
+
+    Each folder is looked through once: a link to one that is, its own folder or one above it, is
+    left out. So are links to nothing and what is no regular file; hidden files without a word,
+    unless their names are wanted.
+
+    Args:
+      root: the folder.
+      suffixes: of the names wanted, lower case.
+    """
+    found: list[str] = []
+    left_out: dict[str, list[str]] = {}
+    top = os.path.realpath(root)
+    seen: set[str] = set()
+    folders, links = [""], list[str]()
+    while folders or links:
+        # What lies here comes before what links name.
+        folder = folders.pop() if folders else links.pop(0)
+        real = os.path.realpath(os.path.join(root, folder))
+        if real in seen or top.startswith(os.path.join(real, "")):
+            left_out.setdefault(AGAIN, []).append(folder)
+            continue
+        seen.add(real)
+        try:
+            names = sorted(os.listdir(real))
+        except OSError as error:
+            why = f"folders that cannot be read: {error.strerror}"
+            left_out.setdefault(why, []).append(folder or ".")
+            continue
+        for name in names:
+            path = os.path.join(folder, name)
+            place = os.path.join(real, name)
+            if os.path.isdir(place):
+                (links if os.path.islink(place) else folders).append(path)
+            elif not os.path.exists(place):
+                left_out.setdefault("links to nothing", []).append(path)
+            elif not os.path.isfile(place):
+                left_out.setdefault("that are no regular files", []).append(path)
+            elif name.lower().endswith(tuple(suffixes)):
+                found.append(path)
+            elif not name.startswith("."):
+                left_out.setdefault(OTHERS, []).append(path)
+    return Files(tuple(sorted(found)), left_out)
+
+
+def require_absent(path: Path, kind: str) -> None:
+    """Refuses what lies where a set is looked for, and is not of its kind: it is not missing.
+
+    Raises:
+      UserError: something is there.
+    """
+    if os.path.lexists(path):
+        is_link = path.is_symlink() and not path.exists()
+        raise UserError(f"{path} is {'a link to nothing' if is_link else f'no {kind}'}")
+
+
+def _parse(
+    listing: Path, content: bytes
+) -> tuple[tuple[str, ...], Int[np.ndarray, " n"], list[int]]:
+    """Paths, labels, and the lines that they stand in."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{listing} is text in UTF-16; expected UTF-8")
     paths: list[str] = []
     labels: list[int] = []
-    for number, line in enumerate(os.fsdecode(content).splitlines(), 1):
+    lines: list[int] = []
+    # Windows programs put a byte-order mark before UTF-8.
+    text = os.fsdecode(content.removeprefix(b"\xef\xbb\xbf"))
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         path, _, label = line.strip().rpartition(" ")
@@ -185,11 +279,15 @@ def _parse(listing: Path, content: bytes) -> tuple[tuple[str, ...], Int[np.ndarr
             labels.append(int(label))
         except ValueError:
             path = ""
-        if not path or os.path.isabs(path) or not -1 <= labels[-1] < 2**31:
+        quoted = path[:1] in ("'", '"') and path[-1:] == path[:1]
+        if not path or quoted or os.path.isabs(path) or not -1 <= labels[-1] < 2**31:
+            hint = ", without quotation marks" if line.strip()[:1] in ("'", '"') else ""
             raise UserError(
-                f"{listing}, line {number} is {line[:100]!r}; expected a relative path and a label"
+                f"{listing}, line {number} is {line[:100]!r}; expected a relative path and a "
+                f"label{hint}"
             )
         paths.append(path)
+        lines.append(number)
     if not paths:
         raise UserError(f"{listing} lists no images")
-    return tuple(paths), np.asarray(labels, np.int32)
+    return tuple(paths), np.asarray(labels, np.int32), lines

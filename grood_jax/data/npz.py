@@ -1,5 +1,6 @@
 """Sets of images as arrays in ``.npz`` files."""
 
+import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from grood_jax.data.folders import require_absent
 from grood_jax.data.preprocessing import Preprocessing
 from grood_jax.data.sets import UnreadableImage
 from grood_jax.data.tfds import first_line
@@ -88,12 +90,13 @@ class NpzSource:
         """
         path = data_dir / self.file
         if not path.is_file():
+            require_absent(path, "file")
             return None
         try:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
-                images = _array(path, archive, "images")
-                labels = _array(path, archive, "labels") if "labels.npy" in names else None
+                images = stored_array(path, archive, "images")
+                labels = stored_array(path, archive, "labels") if "labels.npy" in names else None
         except UserError:
             raise
         except Exception as error:
@@ -126,22 +129,37 @@ class NpzSource:
         return NpzSet(name, f"npz:{self.file}", images, labels.astype(np.int32), preprocessing)
 
 
-def _array(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+def stored_array(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of an ``.npz`` file: on disk where it is stored as it is, unpacked where it is not.
+
+    Args:
+      path: the file.
+      archive: the same, opened.
+      name: the array's.
+
+    Raises:
+      UserError: unpacked, it would have more than `MAX_UNPACKED` bytes.
+      Exception: NumPy and zipfile raise whatever their layers raise on a broken file.
+    """
     member = archive.getinfo(f"{name}.npy")
-    if member.compress_type != zipfile.ZIP_STORED:
-        if member.file_size > MAX_UNPACKED:
-            raise UserError(
-                f"{name} in {path} is compressed and unpacks to {member.file_size} bytes; expected "
-                f"at most {MAX_UNPACKED} (numpy.savez writes it uncompressed, to be read piece by "
-                "piece)"
-            )
-        with archive.open(member) as stream:
-            return np.lib.format.read_array(stream, allow_pickle=False)
+    compressed = member.compress_type != zipfile.ZIP_STORED
+    if compressed and member.file_size > MAX_UNPACKED:
+        raise UserError(
+            f"{name} in {path} is compressed and unpacks to {member.file_size} bytes; expected "
+            f"at most {MAX_UNPACKED} (numpy.savez writes it uncompressed, to be read piece by "
+            "piece)"
+        )
     with archive.open(member) as stream:
         shape, fortran, dtype = _header(stream)
         start = stream.tell()
     if dtype.hasobject:
         raise ValueError(f"{name} holds Python objects")
+    held, promised = member.file_size - start, math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or held != promised:
+        raise ValueError(f"{name} has {held} bytes; its shape {shape} has {promised}")
+    if compressed:
+        with archive.open(member) as stream:
+            return np.lib.format.read_array(stream, allow_pickle=False)
     with path.open("rb") as file:
         # The member's own header: 30 bytes, whose last four are the lengths of what follows.
         file.seek(member.header_offset + 26)

@@ -1,5 +1,8 @@
 """Sets in .npz files: pieces from disk, shapes, and what is wrong with a file."""
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 from prepared import random_images, sized
@@ -83,4 +86,16 @@ def test_what_is_compressed_is_not_unpacked_without_bounds(tmp_path, monkeypatch
     monkeypatch.setattr(npz, "MAX_UNPACKED", 1000)
     np.savez_compressed(tmp_path / SOURCE.file, images=np.zeros((6, 8, 8, 3), np.uint8))
     with pytest.raises(UserError, match="unpacks to 1280 bytes; expected at most 1000 .numpy"):
+        SOURCE.open("toy", tmp_path, sized(8, 3))
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("shape", [(2**60,), (-1, 8, 8), (2, 8, 9), (2, 8, 7)])
+def test_a_header_that_lies(tmp_path, kind, shape):
+    member = io.BytesIO()
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(member, header)
+    with zipfile.ZipFile(tmp_path / SOURCE.file, "w", kind) as archive:
+        archive.writestr("images.npy", member.getvalue() + bytes(128))
+    with pytest.raises(UserError, match="images has 128 bytes; its shape .* has "):
         SOURCE.open("toy", tmp_path, sized(8, 3))
