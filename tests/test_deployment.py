@@ -233,7 +233,7 @@ class Answers:
 
 @pytest.fixture
 def answers(monkeypatch, unchecked):
-    monkeypatch.setattr(predict.deployment, "load", lambda _: Answers())
+    monkeypatch.setattr("grood_jax.deploying.deployment.load", lambda _: Answers())
 
 
 def test_only_regular_files_are_read(answers, tmp_path):

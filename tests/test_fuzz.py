@@ -767,7 +767,7 @@ def files(draw, world):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     said = []
     with pytest.MonkeyPatch.context() as patch, in_little_memory():
-        patch.setattr(predict.deployment, "load", lambda _: Answers())
+        patch.setattr("grood_jax.deploying.deployment.load", lambda _: Answers())
         failed = predict.run(config, stream=stream, say=said.append)
     assert len(said) == failed + bool(failed)
     assert all(len(line.splitlines()) == 1 for line in said)

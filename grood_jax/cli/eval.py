@@ -4,21 +4,17 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-
-from grood_jax import detectors
 from grood_jax.cli import command
-from grood_jax.evaluation import pipeline, results
-from grood_jax.evaluation import report as reports
+from grood_jax.cli.listing import listed_detectors
 from grood_jax.evaluation.setting import EvalConfig
-from grood_jax.evaluation.tuning import create_candidates
-from grood_jax.passes import processes
-from grood_jax.passes.processes import Processes
 from grood_jax.support import provenance
 from grood_jax.support.files import require_directory
 from grood_jax.support.progress import tell
+
+if TYPE_CHECKING:
+    import grood_jax.passes.processes
 
 PROGRAM = "python -m grood_jax.eval"
 
@@ -50,9 +46,11 @@ def run(
       UserError: what a user can mend: missing data, no checkpoint, a class without samples, …
       ValueError: an unknown data set or detector, or an option outside its range.
     """
+    from grood_jax.passes import processes
+
     words = commandline or provenance.command_line(PROGRAM, config, always=("dataset",))
     if not config.distributed:
-        return _evaluate(config, Processes(), say, show_progress, words)
+        return _evaluate(config, processes.Processes(), say, show_progress, words)
     crew = processes.start(config.coordinator, config.num_processes, config.process_id)
     if not crew.leads:
         say, show_progress = _say_nothing, False
@@ -66,11 +64,15 @@ def _say_nothing(line: str) -> None:
 
 def _evaluate(
     config: EvalConfig,
-    crew: Processes,
+    crew: "grood_jax.passes.processes.Processes",
     say: Callable[[str], None],
     show_progress: bool,
     words: str,
 ) -> dict[str, Any]:
+    from grood_jax.evaluation import pipeline, results
+    from grood_jax.evaluation import report as reports
+    from grood_jax.evaluation.tuning import create_candidates
+
     candidates = create_candidates(config.detectors, config.search)
     benchmark, data = pipeline.open_sets(config, candidates, crew, say)
     output_dir = config.output_dir or Path("results") / benchmark.name
@@ -103,19 +105,23 @@ def _evaluate(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
-    listed = "; ".join(
-        ":".join([name, ",".join(f"{k}={v}" for k, v in detectors.options(name).items())])
-        for name in detectors.names()
-    )
+    given = sys.argv[1:] if argv is None else argv
+    listed = listed_detectors() if {"-h", "--help"} & {*given} else ""
     config = command.parse(EvalConfig(), "grood_jax.eval", DESCRIPTION + listed, argv)
+    from grood_jax.evaluation.tuning import create_candidates
+
     try:
         create_candidates(config.detectors, config.search)
     except (ValueError, TypeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    words = f"{PROGRAM} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
+    words = f"{PROGRAM} {shlex.join(given)}".strip()
 
     def work() -> None:
+        import jax
+
+        from grood_jax.evaluation import results
+
         record = run(config, say=tell, show_progress=True, commandline=words)
         if config.distributed and jax.process_index() > 0:
             return

@@ -2,13 +2,15 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from grood_jax.cli import command
-from grood_jax.deploying import pipeline
-from grood_jax.deploying.deployment import Deployment
-from grood_jax.deploying.pipeline import FitConfig, create_detector, default_directory
+from grood_jax.deploying.setting import FitConfig
 from grood_jax.support.files import require_directory
 from grood_jax.support.progress import tell
+
+if TYPE_CHECKING:
+    import grood_jax.deploying.deployment
 
 DESCRIPTION = """Fits a detector to a classifier, sets its threshold on held-out images of the
 benchmark's test set, and writes all of it into one directory, for python -m grood_jax.predict and
@@ -18,7 +20,7 @@ python -m grood_jax.serve. The other test images check what is promised."""
 @command.says
 def run(
     config: FitConfig, *, say: Callable[[str], None] = print, show_progress: bool = False
-) -> Deployment:
+) -> "grood_jax.deploying.deployment.Deployment":
     """Fits and calibrates a detector and writes the directory.
 
     Args:
@@ -30,9 +32,11 @@ def run(
       UserError: what a user can mend: missing data, no checkpoint, too few images, …
       ValueError: an unknown detector, or an option outside its range.
     """
-    detector = create_detector(config.detector)
+    from grood_jax.deploying import pipeline
+
+    detector = pipeline.create_detector(config.detector)
     benchmark, data = pipeline.open_sets(config, detector)
-    directory = config.output_dir or default_directory(benchmark.name, config.detector)
+    directory = config.output_dir or pipeline.default_directory(benchmark.name, config.detector)
     require_directory("output_dir", directory)
     inputs = pipeline.open_inputs(config, benchmark, data, say, show_progress)
     made = pipeline.fit(config, detector, inputs)
@@ -50,6 +54,8 @@ def run(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
     config = command.parse(FitConfig(), "grood_jax.fit", DESCRIPTION, argv)
+    from grood_jax.deploying.pipeline import create_detector
+
     try:
         create_detector(config.detector)
     except (ValueError, TypeError) as error:

@@ -4,21 +4,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jax
 import tyro
-from flax import nnx
 
 from grood_jax import benchmarks
 from grood_jax.cli import command
 from grood_jax.data import Preprocessing
 from grood_jax.data.preprocessing import Interpolation
 from grood_jax.models import Importable
-from grood_jax.models.staged import Staged
-from grood_jax.models.torch.files import read_state_dict
-from grood_jax.models.torch.importing import import_state_dict
-from grood_jax.models.torch.names import stem_name
 from grood_jax.support.errors import UserError
+
+if TYPE_CHECKING:
+    import grood_jax.models.staged
 
 DESCRIPTION = """Makes a checkpoint of a PyTorch state dict, as OpenOOD (resnet18_32x32,
 resnet18_64x64, resnet18_224x224), torchvision (resnet18, resnet34, resnet50, vit_b_16, swin_t,
@@ -83,7 +81,7 @@ class ImportConfig:
     std: tuple[float, ...] | None = None
 
 
-def run(config: ImportConfig) -> Staged:
+def run(config: ImportConfig) -> "grood_jax.models.staged.Staged":
     """Reads the PyTorch file and writes the checkpoint.
 
     Returns:
@@ -93,6 +91,9 @@ def run(config: ImportConfig) -> Staged:
       UserError: the file cannot be read or does not fit, what is said of the images does not fit
         the network, or the output directory holds a checkpoint already.
     """
+    from grood_jax.models.torch.files import read_state_dict
+    from grood_jax.models.torch.importing import import_state_dict
+    from grood_jax.models.torch.names import stem_name
     from grood_jax.storage.checkpoints import ModelSpec, save_model
 
     state = read_state_dict(config.checkpoint)
@@ -168,6 +169,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = command.parse(ImportConfig(), "grood_jax.models.import_torch", DESCRIPTION, argv)
 
     def work() -> None:
+        import jax
+        from flax import nnx
+
         model = run(config)
         count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
         print(

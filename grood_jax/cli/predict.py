@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 import tyro
@@ -23,10 +23,11 @@ from grood_jax.data import Preprocessing, pictures
 from grood_jax.data.folders import AGAIN, OTHERS, files_in
 from grood_jax.data.npz import stored_array
 from grood_jax.data.tfds import first_line
-from grood_jax.deploying import deployment
-from grood_jax.deploying.deployment import Deployment
 from grood_jax.support import checks, progress
 from grood_jax.support.errors import UserError
+
+if TYPE_CHECKING:
+    import grood_jax.deploying.deployment
 
 DESCRIPTION = """Answers for images, in lines of CSV or JSON: path, class and its name, score
 (higher for more OOD), p-value, and whether the image is taken for OOD. The directory is one of
@@ -97,6 +98,8 @@ def run(
     Raises:
       UserError: the directory cannot be used, or there is no image.
     """
+    from grood_jax.deploying import deployment
+
     deployed = deployment.load(config.directory)
     found = _find(config.images)
     paths, failed = found.paths, found.failed
@@ -135,7 +138,9 @@ def run(
     return failed
 
 
-def _answers(deployed: Deployment, good: Sequence[Read]) -> list[dict[str, Any]]:
+def _answers(
+    deployed: "grood_jax.deploying.deployment.Deployment", good: Sequence[Read]
+) -> list[dict[str, Any]]:
     found = deployed.predict(np.stack([np.asarray(pixels) for _, pixels in good]))
     return [
         {

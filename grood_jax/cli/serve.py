@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import tyro
 
 from grood_jax.cli import command
-from grood_jax.deploying import deployment
 from grood_jax.deploying.serving.limits import Limits
 from grood_jax.support import checks
 from grood_jax.support.errors import UserError
@@ -61,6 +60,8 @@ def run(config: ServeConfig) -> None:
     Raises:
       UserError: what a user can mend: a port in use, no deployed classifier, missing packages.
     """
+    from grood_jax.deploying import deployment
+
     serve(lambda: deployment.load(config.directory), config.host, config.port, config.limits)
 
 

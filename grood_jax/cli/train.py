@@ -4,17 +4,19 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from grood_jax import benchmarks, models
 from grood_jax.cli import command
 from grood_jax.data.finding import Kind
-from grood_jax.storage.checkpoints import Loaded
 from grood_jax.support import checks
 from grood_jax.support.progress import tell
-from grood_jax.training.loop import TrainOptions, recipe
-from grood_jax.training.runs import train_on
+from grood_jax.training.options import TrainOptions, recipe
+
+if TYPE_CHECKING:
+    import grood_jax.storage.checkpoints
 
 DESCRIPTION = """Trains a classifier on the training images of a benchmark, with a checkpoint after
 each epoch; started again, it goes on where it stopped. The defaults are the data set's."""
@@ -32,7 +34,7 @@ class TrainConfig:
       output_dir: of the checkpoints (default: checkpoints/DATASET-MODEL-seedSEED).
       download: prepare missing data sets that tensorflow-datasets knows.
       limit: use at most this many training and test images, evenly spaced.
-      options: how it is trained; `grood_jax.training.loop.recipe` has those of a benchmark.
+      options: how it is trained; `grood_jax.training.options.recipe` has those of a benchmark.
     """
 
     dataset: str = "digits"
@@ -58,7 +60,7 @@ class TrainConfig:
 @command.says
 def run(
     config: TrainConfig, *, say: Callable[[str], None] = print, show_progress: bool = False
-) -> Loaded:
+) -> "grood_jax.storage.checkpoints.Loaded":
     """Trains, or goes on training, the network that the configuration describes.
 
     Args:
@@ -73,6 +75,8 @@ def run(
       UserError: what a user can mend: missing data, another run's checkpoint, …
       ValueError: an unknown data set or model.
     """
+    from grood_jax.training.runs import train_on
+
     return train_on(
         benchmarks.get(config.dataset),
         config.options,

@@ -18,45 +18,13 @@ from grood_jax.data.sets import PartOfSet
 from grood_jax.deploying import deployment
 from grood_jax.deploying.deployment import Deployment
 from grood_jax.deploying.ood_classifier import OODClassifier
+from grood_jax.deploying.setting import FitConfig
 from grood_jax.detectors import Detector, Validation
 from grood_jax.evaluation.classifier import find_classifier, preprocessing_of
 from grood_jax.evaluation.pipeline import explained, present
-from grood_jax.evaluation.setting import Setting
 from grood_jax.evaluation.tuning import create_candidates
 from grood_jax.passes.reading import Reader
 from grood_jax.storage.checkpoints import Loaded
-from grood_jax.support import checks
-
-
-@dataclass(frozen=True)
-class FitConfig(Setting):
-    """What is fitted, and where to.
-
-    Attributes:
-      detector: the detector, options behind a colon (grood:k=5); several joined by "+".
-      output_dir: the directory, replaced if it holds an earlier one (default:
-        deployments/DATASET-DETECTOR).
-      target_tpr: the share of images in distribution that are to be taken for such.
-      per_class: keep that share within each predicted class.
-      calibration_share: the share of the test images that set the threshold.
-    """
-
-    detector: str = "grood"
-    output_dir: Path | None = None
-    target_tpr: float = 0.95
-    per_class: bool = False
-    calibration_share: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Checks the ranges.
-
-        Raises:
-          ValueError: an option outside its range.
-        """
-        super().__post_init__()
-        for name in ("target_tpr", "calibration_share"):
-            if not 0 < checks.fraction(name, getattr(self, name)) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a number in (0, 1)")
 
 
 @dataclass(frozen=True)

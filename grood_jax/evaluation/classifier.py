@@ -13,7 +13,7 @@ from grood_jax.evaluation.setting import Setting
 from grood_jax.storage import checkpoints, included
 from grood_jax.storage.checkpoints import Loaded
 from grood_jax.support.errors import UserError
-from grood_jax.training.loop import recipe
+from grood_jax.training.options import recipe
 from grood_jax.training.runs import default_directory, train_on
 
 

@@ -10,8 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
-
 PACKAGES = ("grood-jax", "jax", "jaxlib", "flax", "numpy", "scikit-learn", "tensorflow-datasets")
 
 
@@ -65,6 +63,8 @@ def versions() -> dict[str, str]:
 
 def device() -> str:
     """The devices that JAX computes on and the machine that they are in, in words."""
+    import jax
+
     devices = jax.devices()
     kind = f"{len(devices)} × {devices[0].platform} ({devices[0].device_kind})"
     return f"{kind}; {os.cpu_count()} {platform.machine()} cores, {platform.system()}"

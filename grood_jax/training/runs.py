@@ -8,7 +8,7 @@ from grood_jax.benchmarks import Benchmark
 from grood_jax.data.finding import Kind
 from grood_jax.storage.checkpoints import Loaded
 from grood_jax.support.files import require_directory
-from grood_jax.training.loop import TrainOptions, accuracy, train
+from grood_jax.training.options import TrainOptions
 
 
 def default_directory(dataset: str, model: str, seed: int) -> Path:
@@ -46,6 +46,8 @@ def train_on(
     Raises:
       UserError: what a user can mend: missing data, another run's checkpoint, …
     """
+    from grood_jax.training.loop import accuracy, train
+
     model = model or benchmark.model
     data = benchmarks.open_benchmark(
         benchmark, data_dir=data_dir, source=source, download=download, ood=False, limit=limit

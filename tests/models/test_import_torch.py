@@ -18,7 +18,7 @@ from torch_writer import write_state
 from grood_jax import models
 from grood_jax.cli import import_torch
 from grood_jax.models.import_torch import ImportConfig, main, run
-from grood_jax.models.torch import importing
+from grood_jax.models.torch import files, importing
 from grood_jax.models.torch.importing import import_state_dict
 from grood_jax.models.vit import ViT
 from grood_jax.storage import checkpoints
@@ -273,7 +273,7 @@ def test_published_preprocessing_of_each_network() -> None:
 def specs_of(monkeypatch, state: dict[str, np.ndarray], argv: list[str]) -> list[Any]:
     """The descriptions that the command saves, without saving the arrays."""
     specs: list[Any] = []
-    monkeypatch.setattr(import_torch, "read_state_dict", lambda path: state)
+    monkeypatch.setattr(files, "read_state_dict", lambda path: state)
     monkeypatch.setattr(checkpoints, "save_model", lambda *saved: specs.append(saved[2]))
     assert main(["a.pt", "--output", "out", *argv]) == 0
     return specs
@@ -309,7 +309,7 @@ def test_sizes_that_do_not_fit(
     monkeypatch, capsys, name: str, options: list[str], message: str
 ) -> None:
     state = named(name, image_size=32)
-    monkeypatch.setattr(import_torch, "read_state_dict", lambda path: state)
+    monkeypatch.setattr(files, "read_state_dict", lambda path: state)
     assert main(["a.pt", "--model", name, "--output", "out", *options]) == 1
     assert message in capsys.readouterr().err
 
@@ -346,7 +346,7 @@ def test_command_writes_a_checkpoint(resnet20_file: Path, tmp_path: Path, capsys
 def test_normalisation_of_resnet18(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     state = torch_reference.random_state("resnet18_32x32")
     specs = []
-    monkeypatch.setattr(import_torch, "read_state_dict", lambda path: state)
+    monkeypatch.setattr(files, "read_state_dict", lambda path: state)
     monkeypatch.setattr(checkpoints, "save_model", lambda *saved: specs.append(saved))
     run(ImportConfig(Path("r18.ckpt"), "resnet18_32x32", tmp_path))
     ((directory, model, spec),) = specs
