@@ -82,13 +82,13 @@ class Outputs:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All arrays by name; `from_arrays` is the inverse."""
-        found = {"features": np.asarray(self.features), "logits": np.asarray(self.logits)}
+        by_name = {"features": np.asarray(self.features), "logits": np.asarray(self.logits)}
         for need, value in self.extra.items():
             if isinstance(value, tuple):
-                found |= {f"{need} {i}": np.asarray(part) for i, part in enumerate(value)}
+                by_name |= {f"{need} {i}": np.asarray(part) for i, part in enumerate(value)}
             else:
-                found[str(need)] = np.asarray(value)
-        return found
+                by_name[str(need)] = np.asarray(value)
+        return by_name
 
     @classmethod
     def from_arrays(

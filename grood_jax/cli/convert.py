@@ -40,6 +40,7 @@ class ConvertConfig:
     data_dir: Path | None = None
 
 
+@command.says
 def run(config: ConvertConfig, *, say: Callable[[str], None] = print) -> Path:
     """Writes the set.
 
@@ -67,12 +68,12 @@ def run(config: ConvertConfig, *, say: Callable[[str], None] = print) -> Path:
 
 def _images(folder: Path, say: Callable[[str], None]) -> list[Path]:
     # Of any name: one that is no image is an error.
-    found = files_in(folder, ("",))
-    if not found.paths:
+    files = files_in(folder, ("",))
+    if not files.paths:
         raise UserError(f"{folder} holds no files; expected a folder of images")
-    for line in found.complaints(folder):
+    for line in files.complaints(folder):
         say(line)
-    return [folder / path for path in found.paths]
+    return [folder / path for path in files.paths]
 
 
 def _builder(tfds: Any, set_name: str, files: Mapping[str, Sequence[Path]], data_dir: Path) -> Any:

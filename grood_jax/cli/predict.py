@@ -77,6 +77,7 @@ class PredictConfig:
             raise ValueError(f"fdr is {self.fdr}; expected a number in (0, 1)")
 
 
+@command.says
 def run(
     config: PredictConfig,
     *,
@@ -101,9 +102,9 @@ def run(
     from grood_jax.deploying import deployment
 
     deployed = deployment.load(config.directory)
-    found = _find(config.images)
-    paths, failed = found.paths, found.failed
-    for line in found.complaints:
+    asked = _find(config.images)
+    paths, failed = asked.paths, asked.failed
+    for line in asked.complaints:
         say(line)
     if not paths:
         raise UserError(
@@ -134,22 +135,22 @@ def run(
         chosen = false_discovery(np.array([row["p_value"] for row in answered]), config.fdr)
         lines([{**row, "is_ood": bool(ood)} for row, ood in zip(answered, chosen, strict=True)])
     if failed:
-        say(f"{failed} of {len(paths) + found.failed} paths could not be read")
+        say(f"{failed} of {len(paths) + asked.failed} paths could not be read")
     return failed
 
 
 def _answers(
     deployed: "grood_jax.deploying.deployment.Deployment", good: Sequence[Read]
 ) -> list[dict[str, Any]]:
-    found = deployed.predict(np.stack([np.asarray(pixels) for _, pixels in good]))
+    prediction = deployed.predict(np.stack([np.asarray(pixels) for _, pixels in good]))
     return [
         {
             "path": path,
-            "class": int(found.label[i]),
-            "name": deployed.class_names[found.label[i]],
-            "score": float(found.score[i]),
-            "p_value": float(found.p_value[i]),
-            "is_ood": bool(found.is_ood[i]),
+            "class": int(prediction.label[i]),
+            "name": deployed.class_names[prediction.label[i]],
+            "score": float(prediction.score[i]),
+            "p_value": float(prediction.p_value[i]),
+            "is_ood": bool(prediction.is_ood[i]),
         }
         for i, (path, _) in enumerate(good)
     ]
@@ -171,7 +172,7 @@ def _lines(kind: str, stream: Any) -> Callable[[list[dict[str, Any]]], None]:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Asked:
     """What the given paths stand for; one that is missing is reported when it is read.
 
     Attributes:
@@ -185,7 +186,7 @@ class _Found:
     failed: int
 
 
-def _find(given: Sequence[Path]) -> _Found:
+def _find(given: Sequence[Path]) -> _Asked:
     paths: list[Path] = []
     complaints: list[str] = []
     failed = 0
@@ -194,13 +195,13 @@ def _find(given: Sequence[Path]) -> _Found:
         if not os.path.isdir(path):
             paths.append(path)
             continue
-        found = files_in(path, (*pictures.suffixes(), ".npz"))
-        paths += [path / inner for inner in found.paths]
-        complaints += found.complaints(path)
+        files = files_in(path, (*pictures.suffixes(), ".npz"))
+        paths += [path / inner for inner in files.paths]
+        complaints += files.complaints(path)
         failed += sum(
-            len(some) for why, some in found.left_out.items() if why not in (OTHERS, AGAIN)
+            len(some) for why, some in files.left_out.items() if why not in (OTHERS, AGAIN)
         )
-    return _Found(paths, complaints, failed)
+    return _Asked(paths, complaints, failed)
 
 
 def _read_ahead(
@@ -224,9 +225,9 @@ def _read_ahead(
     with ThreadPoolExecutor(max_workers=1) as pool:
         source = read()
         ahead = pool.submit(next, source, None)
-        while (found := ahead.result()) is not None:
+        while (ready := ahead.result()) is not None:
             ahead = pool.submit(next, source, None)
-            yield found
+            yield ready
 
 
 def _read(path: Path, preprocessing: Preprocessing) -> Iterator[Read]:

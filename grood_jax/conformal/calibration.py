@@ -239,8 +239,8 @@ def _thresholds(
     starts = jnp.asarray(_starts(calibration))
     # Where the rank exceeds the size, any place will do.
     places = jnp.clip(starts[:-1] + ranks - 1, 0, len(calibration.scores) - 1)
-    found = jnp.where(ranks <= jnp.diff(starts), calibration.scores[places], jnp.inf)
-    return found[0] if calibration.starts is None else found
+    thresholds = jnp.where(ranks <= jnp.diff(starts), calibration.scores[places], jnp.inf)
+    return thresholds[0] if calibration.starts is None else thresholds
 
 
 @jax.jit

@@ -18,7 +18,7 @@ from grood_jax.support.files import written_whole
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
-ROWS = 32
+EXPORTED_BLOCK = 32
 """Rows that an exported detector scores at once."""
 
 Score = Callable[[Any, Outputs], Float[Array, " b"]]
@@ -70,12 +70,12 @@ def in_blocks(score: Score) -> Score:
 
     def blockwise(state: Any, outputs: Outputs) -> Float[Array, " b"]:
         count = outputs.logits.shape[0]
-        blocks = (count + ROWS - 1) // ROWS
+        blocks = (count + EXPORTED_BLOCK - 1) // EXPORTED_BLOCK
 
         def divided(array: Array) -> Array:
-            missing = blocks * ROWS - count
+            missing = blocks * EXPORTED_BLOCK - count
             padded = jnp.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1), mode="edge")
-            return padded.reshape(blocks, ROWS, *array.shape[1:])
+            return padded.reshape(blocks, EXPORTED_BLOCK, *array.shape[1:])
 
         # Leaf by leaf: as a whole, blocks of outputs would be no `Outputs`.
         leaves, structure = jax.tree.flatten(outputs)
@@ -83,7 +83,7 @@ def in_blocks(score: Score) -> Score:
         def of_block(block: list[Array]) -> Float[Array, " r"]:
             return score(state, jax.tree.unflatten(structure, block))
 
-        found = jax.lax.map(of_block, [divided(leaf) for leaf in leaves])
-        return found.reshape(blocks * ROWS)[:count]
+        scores = jax.lax.map(of_block, [divided(leaf) for leaf in leaves])
+        return scores.reshape(blocks * EXPORTED_BLOCK)[:count]
 
     return blockwise

@@ -30,10 +30,10 @@ from grood_jax.support import manifest as manifests
 from grood_jax.support.errors import UserError
 from grood_jax.support.structures import put_together, take_apart
 
-ROWS = 256
+PREDICTED_AT_ONCE = 256
 """Images that are scored at once; fewer are padded to a power of two, so that little compiles."""
 
-SCORED = (16, 64, ROWS)
+SCORED = (16, 64, PREDICTED_AT_ONCE)
 """Rows that a detector scores at once: searches take seconds to compile, and little to run."""
 
 REFERENCES = 2000
@@ -236,8 +236,8 @@ class OODClassifier:
           ValueError: another shape, NaN or infinities, or values so large that the network's
             outputs are not finite.
         """
-        found = self._answered(images)
-        return Prediction(**{field.name: found[field.name] for field in fields(Prediction)})
+        answers = self._answered(images)
+        return Prediction(**{field.name: answers[field.name] for field in fields(Prediction)})
 
     def discoveries(self, images: Shaped[Any, "b ..."], rate: float) -> Prediction:
         """As `predict`, with a decision on the batch as a whole.
@@ -252,9 +252,9 @@ class OODClassifier:
         Raises:
           TypeError, ValueError: as `predict`, and for a rate out of range.
         """
-        found = self.predict(images)
-        chosen = conformal.false_discovery(found.p_value, rate)
-        return replace(found, is_ood=np.asarray(chosen, bool))
+        prediction = self.predict(images)
+        chosen = conformal.false_discovery(prediction.p_value, rate)
+        return replace(prediction, is_ood=np.asarray(chosen, bool))
 
     def nearest(
         self, images: Shaped[Any, "b ..."], k: int = 5
@@ -279,10 +279,10 @@ class OODClassifier:
         features = self._answered(images)["features"]
         places, distances = np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
         if len(features):
-            found = _nearest(
+            near = _nearest(
                 jnp.asarray(_padded(features)), jnp.asarray(self.references.features), k
             )
-            distances, places = (np.asarray(part)[: len(features)] for part in found)
+            distances, places = (np.asarray(part)[: len(features)] for part in near)
         return self.references.labels[places], distances
 
     def save(self, path: str | Path) -> None:
@@ -347,8 +347,8 @@ class OODClassifier:
         score = exporting.in_blocks(self.detector.score)
 
         def answers(images: Float[Array, "b ..."]) -> dict[str, Array]:
-            found = self.answers(images, score)
-            return {field.name: found[field.name] for field in fields(Prediction)}
+            answered = self.answers(images, score)
+            return {field.name: answered[field.name] for field in fields(Prediction)}
 
         exporting.export(answers, Path(path), shape, platforms)
 
@@ -419,12 +419,12 @@ class OODClassifier:
           UserError: another classifier, a detector that is not known here, or a description that
             is none of `take_apart`'s.
         """
-        found = checkpoints.fingerprint_of(backbone.arrays)
+        fingerprint = checkpoints.fingerprint_of(backbone.arrays)
         with manifests.described("classifier", path):
-            if found != about["model"]:
+            if fingerprint != about["model"]:
                 raise UserError(
                     f"what lies in {path} was fitted on the classifier {about['model'][:12]}…; "
-                    f"the backbone given is {found[:12]}…"
+                    f"the backbone given is {fingerprint[:12]}…"
                 )
             parts = {part: put_together(value, arrays) for part, value in about["parts"].items()}
             try:
@@ -462,11 +462,11 @@ class OODClassifier:
         _refuse("images holds NaN or infinite values", bad)
         parts = []
         # No image at all is one part, so that what comes back has its types and shapes.
-        for start in range(0, max(len(given), 1), ROWS):
-            part = given[start : start + ROWS]
+        for start in range(0, max(len(given), 1), PREDICTED_AT_ONCE):
+            part = given[start : start + PREDICTED_AT_ONCE]
             padded = _padded(part) if len(part) else np.zeros((1, *self.image_shape), given.dtype)
-            found = self.answers(jnp.asarray(padded))
-            parts.append({name: np.asarray(a)[: len(part)] for name, a in found.items()})
+            answers = self.answers(jnp.asarray(padded))
+            parts.append({name: np.asarray(a)[: len(part)] for name, a in answers.items()})
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         _refuse("the network's outputs are NaN or infinite", np.isnan(joined["score"]))
         return joined

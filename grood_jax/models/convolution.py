@@ -17,7 +17,7 @@ Eigen where neither input nor output has more."""
 
 _Images = Float[Array, "b h w c"]
 _Kernel = Float[Array, "i j _ k"]
-_Found = Float[Array, "b _ _ k"]
+_Outputs = Float[Array, "b _ _ k"]
 _Form = Callable[[Array, Array], Array]
 _NHWC = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 
@@ -92,19 +92,19 @@ def convolve(
         return plain(images, kernel)
 
     @jax.custom_jvp
-    def run(images: _Images, kernel: _Kernel) -> _Found:
+    def run(images: _Images, kernel: _Kernel) -> _Outputs:
         return lax.platform_dependent(images, kernel, cpu=quick, default=plain)
 
     @partial(run.defjvp, symbolic_zeros=True)
     def _(primals: Any, tangents: Any) -> Any:
         (images, kernel), (moved_images, moved_kernel) = primals, tangents
-        found = run(images, kernel)
-        parts = [jnp.zeros_like(found)]
+        outputs = run(images, kernel)
+        parts = [jnp.zeros_like(outputs)]
         if not isinstance(moved_images, SymbolicZero):
             parts.append(plain(moved_images, kernel))
         if not isinstance(moved_kernel, SymbolicZero):
             parts.append(plain(images, moved_kernel))
-        return found, sum(parts[2:], parts[1]) if len(parts) > 1 else parts[0]
+        return outputs, sum(parts[2:], parts[1]) if len(parts) > 1 else parts[0]
 
     return run(images, kernel)
 
@@ -127,7 +127,7 @@ def _cpu_form(
     return None
 
 
-def _product(images: _Images, kernel: _Kernel, *, strides: Sequence[int]) -> _Found:
+def _product(images: _Images, kernel: _Kernel, *, strides: Sequence[int]) -> _Outputs:
     return jnp.einsum("bhwc,ck->bhwk", images[:, :: strides[0], :: strides[1]], kernel[0, 0])
 
 
@@ -137,14 +137,14 @@ def _by_places(
     *,
     strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
-) -> _Found:
+) -> _Outputs:
     padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
     # Else every place would pad for itself.
     padded = lax.optimization_barrier(padded)
     rows, columns = (
         (padded.shape[axis + 1] - kernel.shape[axis]) // strides[axis] + 1 for axis in range(2)
     )
-    found = jnp.zeros((images.shape[0], rows, columns, images.shape[3]), images.dtype)
+    outputs = jnp.zeros((images.shape[0], rows, columns, images.shape[3]), images.dtype)
     for i in range(kernel.shape[0]):
         for j in range(kernel.shape[1]):
             picked = padded[
@@ -152,8 +152,8 @@ def _by_places(
                 i : i + (rows - 1) * strides[0] + 1 : strides[0],
                 j : j + (columns - 1) * strides[1] + 1 : strides[1],
             ]
-            found += picked * kernel[i, j].reshape(1, 1, 1, -1)
-    return found
+            outputs += picked * kernel[i, j].reshape(1, 1, 1, -1)
+    return outputs
 
 
 def _by_eigen(
@@ -163,7 +163,7 @@ def _by_eigen(
     strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
     groups: int,
-) -> _Found:
+) -> _Outputs:
     (top, bottom), columns = padding
     return lax.conv_general_dilated(
         images,

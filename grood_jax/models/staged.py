@@ -37,11 +37,11 @@ class Staged(nnx.Module):
         self, images: Float[Array | np.ndarray, "b h w c"]
     ) -> tuple[Float[Array, "b ... _"], ...]:
         """Activations after each stage, (B, H, W, C) or (B, T, C)."""
-        found, hidden = [], jnp.asarray(images)
+        after_stages, hidden = [], jnp.asarray(images)
         for name in self.stages:
             hidden = getattr(self, name)(hidden)
-            found.append(hidden)
-        return tuple(found)
+            after_stages.append(hidden)
+        return tuple(after_stages)
 
     def late(
         self, hidden: Float[Array | np.ndarray, "b *places c"], cut: str

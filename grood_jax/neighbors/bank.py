@@ -58,11 +58,11 @@ class HostRows:
         """The rows of these numbers."""
         starts = np.cumsum([0] + [len(piece) for piece in self.pieces])
         owners = np.searchsorted(starts, rows, side="right") - 1
-        found = np.empty((*rows.shape, self.pieces[0].shape[1]), np.float32)
+        taken = np.empty((*rows.shape, self.pieces[0].shape[1]), np.float32)
         for number in np.unique(owners):
             own = owners == number
-            found[own] = self.pieces[number][rows[own] - starts[number]]
-        return found
+            taken[own] = self.pieces[number][rows[own] - starts[number]]
+        return taken
 
     def blocks(self) -> Iterator[Float[np.ndarray, "_ d"]]:
         """The rows in order, some at a time."""

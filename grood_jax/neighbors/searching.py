@@ -125,14 +125,14 @@ def _search_shards(queries: Float[Array, "q d"], bank: ShardedBank, k: int) -> F
         everywhere = lax.all_gather(nearest, bank.bank_axis, axis=1, tiled=True)
         return -_top_k(-everywhere, k)[0][:, -1]
 
-    found = jax.shard_map(
+    distances = jax.shard_map(
         local,
         mesh=bank.mesh,
         in_specs=(over_queries, PartitionSpec(bank.bank_axis)),
         out_specs=over_queries,
         check_vma=False,
     )(jnp.pad(queries, ((0, -count % spread), (0, 0)), mode="edge"), bank.shards)
-    return found[:count]
+    return distances[:count]
 
 
 @partial(jax.jit, static_argnames="k")
@@ -206,11 +206,11 @@ def _search_again(
         distances, certain = state
         # Certain queries may fill the block up; their answer is as good the second time.
         chosen = lax.dynamic_slice_in_dim(uncertain_first, step * block, block)
-        found, sure = search_block(queries[chosen], distances[chosen])
+        nearest, sure = search_block(queries[chosen], distances[chosen])
         keep = certain[chosen] & ~sure
-        found = jnp.where(keep[:, None], distances[chosen], found)
+        nearest = jnp.where(keep[:, None], distances[chosen], nearest)
         sure = sure | certain[chosen]
-        return distances.at[chosen].set(found), certain.at[chosen].set(sure)
+        return distances.at[chosen].set(nearest), certain.at[chosen].set(sure)
 
     steps = -(-(~certain).sum() // block)
     return lax.fori_loop(0, steps, some, (distances, certain))
@@ -249,13 +249,13 @@ def _search_block(
         state: tuple[_Seen, Array, tuple[Array, Array]],
     ) -> tuple[_Seen, Array, tuple[Array, Array]]:
         seen = _look_within(points, bank, *state[::2])
-        found = _settle(queries, lambda j: bank.vectors[seen.rows[:, j]], seen, bank, k)
-        return seen, found, _window(points, bank, found[:, -1])
+        distances = _settle(queries, lambda j: bank.vectors[seen.rows[:, j]], seen, bank, k)
+        return seen, distances, _window(points, bank, distances[:, -1])
 
     nothing = jnp.full((len(queries), k), jnp.inf)
     start, window = _like_norms(points, bank, kept)
-    seen, found, _ = lax.while_loop(unfinished, look, (start, nothing, window))
-    return found, _certain(points, bank, seen, found[:, -1])
+    seen, distances, _ = lax.while_loop(unfinished, look, (start, nothing, window))
+    return distances, _certain(points, bank, seen, distances[:, -1])
 
 
 def _like_norms(
@@ -377,17 +377,17 @@ def _offset(points: Float[Array, "q s"], bank: Bank) -> Float[Array, "q 1"]:
 
 
 def _certain(
-    points: Float[Array, "q s"], bank: Bank, seen: _Seen, found: Float[Array, " q"]
+    points: Float[Array, "q s"], bank: Bank, seen: _Seen, distances: Float[Array, " q"]
 ) -> Bool[Array, " q"]:
     """Whether no row left out can be nearer than what was found."""
     offset = _offset(points, bank)[:, 0]
-    reached = found * bank.frame.inverse_scale * (1.0 + rounding(bank.width))
+    reached = distances * bank.frame.inverse_scale * (1.0 + rounding(bank.width))
     if len(bank.errors):
         nearer = reached > seen.left_out
     else:
         nearer = reached * reached * (1.0 + rounding(0)) > seen.left_out + offset
     # A query that overflows has no bounds at all; nothing is nearer than 0.
-    return (~nearer & jnp.isfinite(offset)) | (found == 0.0)
+    return (~nearer & jnp.isfinite(offset)) | (distances == 0.0)
 
 
 def _settle(
@@ -402,8 +402,8 @@ def _settle(
 
     def nearest(distance: Callable[[Array, Array], Array]) -> Float[Array, "q k"]:
         columns = jnp.arange(seen.rows.shape[1])
-        found = lax.map(lambda j: distance(queries, fetch(j)), columns).T
-        return _k_least(jnp.where(seen.bounds < jnp.inf, found, jnp.inf), k)
+        distances = lax.map(lambda j: distance(queries, fetch(j)), columns).T
+        return _k_least(jnp.where(seen.bounds < jnp.inf, distances, jnp.inf), k)
 
     squares = nearest(lambda a, b: _sum_of_squares((a - b) * scale))
     # Squares that under- or overflow need each a scale of their own: duplicates, for one.
@@ -463,10 +463,10 @@ def _sum_of_squares(vectors: Float[Array, "q d"]) -> Float[Array, " q"]:
 
 
 def _search_directly(
-    queries: Float[Array, "q d"], found: Float[Array, "q k"], bank: Bank
+    queries: Float[Array, "q d"], distances: Float[Array, "q k"], bank: Bank
 ) -> tuple[Float[Array, "q k"], Bool[Array, " q"]]:
     """Direct distances to all rows whose norms allow less than what was found."""
-    begin, end = _window(reduce(queries, bank.frame), bank, found[:, -1])
+    begin, end = _window(reduce(queries, bank.frame), bank, distances[:, -1])
 
     def step(block: Int[Array, ""], best: Array) -> Array:
         start = block * GROUP
@@ -474,7 +474,7 @@ def _search_directly(
         held = lax.dynamic_slice_in_dim(bank.places, start, GROUP) >= 0
         return _nearer(queries, rows, held, best)
 
-    nothing = jnp.full(found.shape, jnp.inf)
+    nothing = jnp.full(distances.shape, jnp.inf)
     nearest = lax.fori_loop(begin // GROUP, -(-end // GROUP), step, nothing)
     return nearest, jnp.ones(len(queries), bool)
 
@@ -515,10 +515,10 @@ def _search_with_host(
             seen, window = _start(points, device, kept)
             while window[0] < seen.low or seen.high < window[1]:
                 seen = _look_further(points, device, seen, window)
-                found = settle(chosen, seen)[:, -1]
-                window = _reached(points, device, found)
-            distances[chosen] = np.asarray(found)
-            certain = np.asarray(_certified(points, device, seen, found))
+                reach = settle(chosen, seen)[:, -1]
+                window = _reached(points, device, reach)
+            distances[chosen] = np.asarray(reach)
+            certain = np.asarray(_certified(points, device, seen, reach))
             left.append(np.unique(chosen[~certain]))
         waiting = np.concatenate(left)
     for start in range(0, len(waiting), AGAIN_QUERIES):

@@ -20,7 +20,7 @@ from grood_jax.maths.prototypes import ClassSums, class_sums, merge
 T = TypeVar("T")
 
 AXIS = "rows of a batch"
-ALL, ROWS = PartitionSpec(), PartitionSpec(AXIS)
+ALL, DIVIDED = PartitionSpec(), PartitionSpec(AXIS)
 """What each device has of an array: all of it, or a share of its rows."""
 
 
@@ -68,7 +68,7 @@ def divided(array: np.ndarray, mesh: Mesh | None) -> Any:
     missing = -len(array) % mesh.size
     if missing:
         array = np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
-    return jax.device_put(array, NamedSharding(mesh, ROWS))
+    return jax.device_put(array, NamedSharding(mesh, DIVIDED))
 
 
 def by_rows(
@@ -82,11 +82,11 @@ def by_rows(
     Args:
       function: works on each row by itself.
       mesh: the devices; None for one.
-      given: `ALL` or `ROWS` for each argument.
+      given: `ALL` or `DIVIDED` for each argument.
     """
     if mesh is None:
         return function
-    return jax.shard_map(function, mesh=mesh, in_specs=given, out_specs=ROWS, check_vma=False)
+    return jax.shard_map(function, mesh=mesh, in_specs=given, out_specs=DIVIDED, check_vma=False)
 
 
 def empty_sums(num_classes: int, shape: Sequence[int], mesh: Mesh | None) -> ClassSums:
@@ -94,7 +94,7 @@ def empty_sums(num_classes: int, shape: Sequence[int], mesh: Mesh | None) -> Cla
     if mesh is None:
         return class_sums(num_classes, shape)
     make = partial(class_sums, num_classes * mesh.size, shape)
-    return jax.jit(make, out_shardings=NamedSharding(mesh, ROWS))()
+    return jax.jit(make, out_shardings=NamedSharding(mesh, DIVIDED))()
 
 
 def total(sums: ClassSums, mesh: Mesh | None) -> ClassSums:

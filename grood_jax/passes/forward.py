@@ -19,7 +19,7 @@ from grood_jax.maths.mixup import mix_with_prototypes, other_classes
 from grood_jax.maths.perturbation import perturb
 from grood_jax.passes.devices import (
     ALL,
-    ROWS,
+    DIVIDED,
     by_rows,
     divided,
     everywhere,
@@ -199,7 +199,7 @@ def network_outputs(
         hidden = backbone.hidden(images)
         return with_extra(backbone, images, hidden, early_prototypes, needs)
 
-    return by_rows(run, mesh, (ALL, ROWS, ALL))(backbone, images, early_prototypes)
+    return by_rows(run, mesh, (ALL, DIVIDED, ALL))(backbone, images, early_prototypes)
 
 
 def with_extra(

@@ -165,9 +165,9 @@ class Processes:
         if self.count == 1:
             return work()
         if self.leads:
-            found = work()
+            result = work()
             _round()
-            return found
+            return result
         _round()
         return work()
 
@@ -287,14 +287,14 @@ def _joined(array: np.ndarray) -> np.ndarray:
     """The rows of all processes, those of the first before those of the second."""
     counts = _round(len(array))
     ends = np.cumsum(counts)
-    found = np.empty((ends[-1], *array.shape[1:]), array.dtype)
+    gathered = np.empty((ends[-1], *array.shape[1:]), array.dtype)
     size = _rows_at_once(array, counts)
     for start, block in _blocks(array, counts, size):
         for part, end, count in zip(block, ends, counts, strict=True):
             kept = part[: max(0, count - start)]
             first = end - count + start
-            found[first : first + len(kept)] = kept
-    return found
+            gathered[first : first + len(kept)] = kept
+    return gathered
 
 
 def _from_first(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from grood_jax.maths.mixup import mix_with_prototypes, other_classes
 from grood_jax.maths.prototypes import ClassSums, accumulate, means
 from grood_jax.passes.devices import (
     ALL,
-    ROWS,
+    DIVIDED,
     by_rows,
     divided,
     empty_sums,
@@ -282,11 +282,11 @@ def _forward_and_sum(
         outputs = with_extra(backbone, images, hidden, None, needs)
         return outputs, accumulate(sums, hidden, labels, valid)
 
-    given = (ALL, ROWS, ROWS, ROWS, ROWS)
+    given = (ALL, DIVIDED, DIVIDED, DIVIDED, DIVIDED)
     return by_rows(run, mesh, given)(backbone, images, labels, valid, sums)
 
 
-_MIXED = (ALL, ROWS, ALL, ROWS, ALL)
+_MIXED = (ALL, DIVIDED, ALL, DIVIDED, ALL)
 
 
 @partial(jax.jit, static_argnames="mesh")

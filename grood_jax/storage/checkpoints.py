@@ -139,14 +139,14 @@ class Stored:
 
     def _require_fit(self, wanted: Any) -> None:
         """Arrays like those of the network are what was saved, or UserError."""
-        found = {name: str(a) for name, a in self.container.manifest.arrays["model"].items()}
+        saved = {name: str(a) for name, a in self.container.manifest.arrays["model"].items()}
         needed = _layout(wanted)
-        differ = [name for name in found | needed if found.get(name) != needed.get(name)]
+        differ = [name for name in saved | needed if saved.get(name) != needed.get(name)]
         if differ:
             name = differ[0]
             raise UserError(
                 f"the checkpoint in {self.container.directory} does not fit {self.spec.model} with "
-                f"{self.spec.num_classes} classes: {name} is {found.get(name, 'absent')}; expected "
+                f"{self.spec.num_classes} classes: {name} is {saved.get(name, 'absent')}; expected "
                 f"{needed.get(name, 'none')} ({len(differ)} arrays differ)"
             )
 

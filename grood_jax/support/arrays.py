@@ -28,13 +28,13 @@ def shaped(name: str, array: Any, shape: Sequence[int | str]) -> jax.Array:
         raise TypeError(f"{name} has dtype {array.dtype}; expected real numbers")
     open_ended = len(shape) > 0 and shape[-1] == "..."
     wanted = tuple(shape[:-1]) if open_ended else tuple(shape)
-    found = tuple(array.shape)
-    rank_fits = len(found) >= len(wanted) if open_ended else len(found) == len(wanted)
+    given = tuple(array.shape)
+    rank_fits = len(given) >= len(wanted) if open_ended else len(given) == len(wanted)
     if not rank_fits or any(
-        isinstance(want, int) and have != want for have, want in zip(found, wanted, strict=False)
+        isinstance(want, int) and have != want for have, want in zip(given, wanted, strict=False)
     ):
-        raise ValueError(f"{name} has shape {found}; expected {_written(shape)}")
-    with room(name, found):
+        raise ValueError(f"{name} has shape {given}; expected {_written(shape)}")
+    with room(name, given):
         if isinstance(array, np.ndarray):
             # JAX would first wrap int64 to int32; what float32 cannot hold is infinite, for
             # `finite`.
@@ -110,8 +110,8 @@ def classes(name: str, labels: Any, count: int, shape: Sequence[Any]) -> jax.Arr
     if not isinstance(array, jax.core.Tracer) and array.size:
         low, high = int(array.min()), int(array.max())
         if low < 0 or high >= count:
-            found = low if low < 0 else high
-            raise ValueError(f"{name} holds {found}; expected classes from 0 to {count - 1}")
+            outside = low if low < 0 else high
+            raise ValueError(f"{name} holds {outside}; expected classes from 0 to {count - 1}")
     return jnp.asarray(array, jnp.int32)
 
 

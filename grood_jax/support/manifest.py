@@ -151,17 +151,17 @@ def require_format(contents: Any, kind: str, place: str, newest: int) -> int:
     Raises:
       UserError: there is none, or it is newer than ``newest``.
     """
-    found = contents.get("format") if isinstance(contents, dict) else None
-    if not isinstance(found, int) or isinstance(found, bool):
+    number = contents.get("format") if isinstance(contents, dict) else None
+    if not isinstance(number, int) or isinstance(number, bool):
         raise damaged(kind, place, "its manifest has no format")
-    if found > newest:
+    if number > newest:
         with described(kind, place):
             version = contents.get("versions", {}).get("grood-jax", "a newer version")
         raise UserError(
-            f"the {kind} in {place} has format {found}, of grood-jax {version}; this one reads up "
+            f"the {kind} in {place} has format {number}, of grood-jax {version}; this one reads up "
             f"to {newest}: upgrade it"
         )
-    return found
+    return number
 
 
 def checksum_of(manifest: Mapping[str, Any]) -> str:
@@ -180,9 +180,9 @@ def damaged(kind: str, place: Any, why: str) -> UserError:
     return UserError(f"the {kind} in {place} is damaged: {why}"[:500])
 
 
-def another(found: Any, kind: str, place: Any) -> UserError:
+def another(held: Any, kind: str, place: Any) -> UserError:
     """The error of a place that holds something else."""
-    return UserError(f"{place} holds {_article(str(found)[:40])}; expected {_article(kind)}")
+    return UserError(f"{place} holds {_article(str(held)[:40])}; expected {_article(kind)}")
 
 
 @contextlib.contextmanager

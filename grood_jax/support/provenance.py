@@ -52,13 +52,13 @@ def command_line(
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the figures."""
-    found = {"python": platform.python_version()}
+    by_package = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            by_package[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            by_package[package] = "not installed"
+    return by_package
 
 
 def device() -> str:

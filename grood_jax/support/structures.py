@@ -169,15 +169,15 @@ def _is_plain(dtype: np.dtype) -> bool:
 
 def _class(name: str) -> type:
     module, _, qualified = name.partition(":")
-    found: Any = sys.modules.get(current_name(module))
+    kind: Any = sys.modules.get(current_name(module))
     for part in qualified.split("."):
-        found = getattr(found, part, None)
-    if not _rebuildable(found):
+        kind = getattr(kind, part, None)
+    if not _rebuildable(kind):
         raise UserError(
             f"{name} is not known here; import the package that has it, and register its detector "
             "with grood_jax.detectors.register"
         )
-    return found
+    return kind
 
 
 def _rebuildable(kind: Any) -> bool:

@@ -218,14 +218,14 @@ def _resumable(directory: Path, model: str, about: dict[str, Any]) -> Loaded | N
     """The directory's checkpoint, if there is one, after checking that it is of this run."""
     if checkpoints.latest_step(directory) is None:
         return None
-    found = checkpoints.load_model(directory, expected_model=model)
+    earlier = checkpoints.load_model(directory, expected_model=model)
     for name in ("dataset", "images"):
-        if found.record.get(name) != about[name]:
+        if earlier.record.get(name) != about[name]:
             raise UserError(
-                f"the checkpoint in {directory} was trained on {found.record.get(name)}; "
+                f"the checkpoint in {directory} was trained on {earlier.record.get(name)}; "
                 f"expected {about[name]}: choose another directory"
             )
-    before, now = dict(found.record["options"]), about["options"]
+    before, now = dict(earlier.record["options"]), about["options"]
     other = [
         f"{key} {before.get(key)} (now {now[key]})" for key in now if before.get(key) != now[key]
     ]
@@ -234,7 +234,7 @@ def _resumable(directory: Path, model: str, about: dict[str, Any]) -> Loaded | N
             f"the checkpoint in {directory} was trained with {', '.join(other)}: choose another "
             "directory, or the same options"
         )
-    return found
+    return earlier
 
 
 def _in_memory(

@@ -55,6 +55,14 @@ def test_the_default_folder_is_tensorflow_datasets_own(folders, tmp_path, monkey
     assert convert.run(config, say=lambda line: None) == tmp_path / "default" / "toy" / "1.0.0"
 
 
+def test_lines_of_progress_go_where_the_earlier_name_says(folders, tmp_path):
+    config = convert.ConvertConfig(name="toy", test=folders[1], data_dir=tmp_path / "d")
+    lines: list[str] = []
+    with pytest.warns(DeprecationWarning, match="report= is called say= now"):
+        folder = convert.run(config, report=lines.append)  # type: ignore[call-arg]
+    assert lines == [f"2 test images, {folder}"]
+
+
 def failure(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
     """The one line that a run that fails leaves."""
     assert convert.main([str(word) for word in words]) == 1

@@ -19,7 +19,7 @@ def predictions(answer: Answer, names: tuple[str, ...], nearest: int) -> list[di
       names: of the classes.
       nearest: how many neighbours are wanted.
     """
-    found = []
+    answered = []
     for label, score, p_value, is_ood, *neighbors in zip(*answer, strict=True):
         one: dict[str, Any] = {
             "class": int(label),
@@ -34,8 +34,8 @@ def predictions(answer: Answer, names: tuple[str, ...], nearest: int) -> list[di
                 {"class": int(near), "name": names[near], "distance": number(distance)}
                 for near, distance in zip(classes[:nearest], distances[:nearest], strict=True)
             ]
-        found.append(one)
-    return found
+        answered.append(one)
+    return answered
 
 
 def calibration(model: Servable) -> dict[str, Any]:

@@ -103,9 +103,9 @@ class _Service:
                 ) from error
             except QueueFull as error:
                 raise HTTPException(503, "too many images wait already", AGAIN) from error
-        found = answers.predictions(answer, self._model.class_names, nearest)
-        self.metrics.verdicts(len(found), sum(one["is_ood"] for one in found))
-        return JSONResponse({"predictions": found} if several else found[0])
+        predictions = answers.predictions(answer, self._model.class_names, nearest)
+        self.metrics.verdicts(len(predictions), sum(one["is_ood"] for one in predictions))
+        return JSONResponse({"predictions": predictions} if several else predictions[0])
 
     async def page(self, request: Request) -> Response:
         return self._page
@@ -122,8 +122,8 @@ class _Service:
         return Response(self.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     def _compute(self, pixels: Pixels, nearest: bool) -> Answer:
-        found = self._model.predict(pixels)
-        answer = (found.label, found.score, found.p_value, found.is_ood)
+        prediction = self._model.predict(pixels)
+        answer = (prediction.label, prediction.score, prediction.p_value, prediction.is_ood)
         # Always as many neighbours, so that nothing compiles anew.
         return answer + self._model.nearest(pixels, self._limits.max_nearest) if nearest else answer
 

@@ -48,11 +48,11 @@ def printable(text: str, longest: int = 28) -> str:
 
 def file_names(names: Iterable[str]) -> dict[str, str]:
     """Different names for files, by the names that they are made of."""
-    found: dict[str, str] = {}
+    by_name: dict[str, str] = {}
     for name in names:
         plain = re.sub(r"[^A-Za-z0-9=_+-]+", "-", name).strip("-")[:60] or "detector"
         # As some file systems would have it, which do not tell cases apart.
-        taken = {made.lower() for made in found.values()}
+        taken = {made.lower() for made in by_name.values()}
         numbered = (plain if i == 1 else f"{plain}-{i}" for i in range(1, len(taken) + 2))
-        found[name] = next(made for made in numbered if made.lower() not in taken)
-    return found
+        by_name[name] = next(made for made in numbered if made.lower() not in taken)
+    return by_name

@@ -61,9 +61,9 @@ def _thinned(lengths: Float[np.ndarray, " p"], count: int) -> Int[np.ndarray, " 
     if len(lengths) <= count:
         return np.arange(len(lengths))
     wanted = np.linspace(lengths[0], lengths[-1], count)
-    found = np.searchsorted(lengths, wanted)
-    found[0], found[-1] = 0, len(lengths) - 1
-    return np.unique(found)
+    chosen = np.searchsorted(lengths, wanted)
+    chosen[0], chosen[-1] = 0, len(lengths) - 1
+    return np.unique(chosen)
 
 
 def bin_edges(

@@ -43,15 +43,15 @@ class Look:
 
 def looks(sets: Sequence[ShownSet]) -> dict[str, Look]:
     """Looks of sets by their names: grey and brown in distribution, others in colours."""
-    found, counts = {}, {"inside": 0, "outside": 0}
+    by_name, counts = {}, {"inside": 0, "outside": 0}
     for shown in sets:
         side, palette = ("inside", INSIDE) if shown.group == "ID" else ("outside", OUTSIDE)
         turn, place = divmod(counts[side], len(palette))
         counts[side] += 1
         # Shifted once more where colours begin again.
         style = (place + turn) % len(LINES)
-        found[shown.name] = Look(palette[place], LINES[style], MARKERS[style])
-    return found
+        by_name[shown.name] = Look(palette[place], LINES[style], MARKERS[style])
+    return by_name
 
 
 @contextlib.contextmanager

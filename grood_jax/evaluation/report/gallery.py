@@ -58,7 +58,7 @@ def _pictures(
 ) -> list[Picture]:
     places = np.asarray(places)
     rows = shown.rows[places]
-    # Where outputs were recalled, an image may meanwhile have become unreadable.
+    # Where outputs were remembered, an image may meanwhile have become unreadable.
     pixels, _, readable = read_readable(shown.images, rows, lambda *_: None)
     if pixels is None:
         return []

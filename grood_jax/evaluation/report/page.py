@@ -61,7 +61,7 @@ def render(
         "details": _details(results),
     }
     # In one pass: what is put in is not looked at again.
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], text)
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], text)
 
 
 def _text(value: object) -> str:
@@ -171,8 +171,8 @@ def _details(results: Mapping[str, Any]) -> str:
         "device": _text(results["device"]),
         "versions": _text(", ".join(f"{k} {v}" for k, v in results["versions"].items())),
     }
-    for name, found in results["data"].items():
-        rows[f"set {_text(name)}"] = f"{found['n']} images, {_text(found['source'])}"
+    for name, about in results["data"].items():
+        rows[f"set {_text(name)}"] = f"{about['n']} images, {_text(about['source'])}"
     for name, detector in results["detectors"].items():
         options = json.dumps(detector["options"], ensure_ascii=False)
         rows[f"options of {_text(name)}"] = f"<code>{_text(options)}</code>"

@@ -54,16 +54,16 @@ def views(sets: Sequence[ShownSet], detectors: Mapping[str, Fitted]) -> list[Vie
         if isinstance(fitted.state, GroodState):
             spaces["gradients"] = [_gradients(fitted, outputs) for outputs in samples]
             break
-    found = []
+    all_views = []
     for space, rows in spaces.items():
         points, axes = principal(rows)
-        found.append(View(space, "PCA", dict(zip(names, points, strict=True)), axes))
+        all_views.append(View(space, "PCA", dict(zip(names, points, strict=True)), axes))
     for space, rows in spaces.items():
         placed = neighbouring(rows)
         if placed is not None:
             axes = ("UMAP 1", "UMAP 2")
-            found.append(View(space, "UMAP", dict(zip(names, placed, strict=True)), axes))
-    return found
+            all_views.append(View(space, "UMAP", dict(zip(names, placed, strict=True)), axes))
+    return all_views
 
 
 def principal(

@@ -24,16 +24,16 @@ def for_page(svg: str, colours: Mapping[str, str], prefix: str) -> str:
     used = {name for _, name in REFERENCE.findall("".join(TAG.findall(body)))}
     short = {name: f"{prefix}-{i}" for i, name in enumerate(sorted(used))}
 
-    def identity(found: re.Match[str]) -> str:
-        return f' id="{short[found[1]]}"' if found[1] in short else ""
+    def identity(match: re.Match[str]) -> str:
+        return f' id="{short[match[1]]}"' if match[1] in short else ""
 
-    def reference(found: re.Match[str]) -> str:
-        return found[1] + short[found[2]]
+    def reference(match: re.Match[str]) -> str:
+        return match[1] + short[match[2]]
 
-    def of_the_page(found: re.Match[str]) -> str:
-        if found[0].startswith("<!--"):
+    def of_the_page(match: re.Match[str]) -> str:
+        if match[0].startswith("<!--"):
             return ""
-        tag = REFERENCE.sub(reference, IDENTITY.sub(identity, found[0]))
+        tag = REFERENCE.sub(reference, IDENTITY.sub(identity, match[0]))
         if tag.startswith("<svg"):
             # Its size is the page's business.
             tag = re.sub(r' (width|height|xmlns(:xlink)?|version)="[^"]*"', "", tag)

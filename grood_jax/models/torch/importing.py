@@ -132,10 +132,10 @@ def _check(
             wrong.append(f"{key} has dtype {array.dtype}, expected floating-point numbers")
         elif not np.isfinite(array).all():
             wrong.append(f"{key} holds NaN or infinite values")
-    found = [
+    faults = [
         *([f"missing: {', '.join(missing)}"] if missing else []),
         *([f"unexpected: {', '.join(unexpected)}"] if unexpected else []),
         *sorted(wrong),
     ]
-    if found:
-        raise UserError(f"the state dict does not fit model {name}; {'; '.join(found)}")
+    if faults:
+        raise UserError(f"the state dict does not fit model {name}; {'; '.join(faults)}")

@@ -71,12 +71,12 @@ def arrays(content: bytes) -> dict[str, np.ndarray]:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    by_name = dict(pairs)
+    if len(by_name) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise Malformed(f"its header has {reprlib.repr(twice)} twice")
-    return found
+    return by_name
 
 
 def _span(name: str, about: Any, end: int) -> tuple[int, int]:
