@@ -107,7 +107,7 @@ def test_a_damaged_image_ends_the_run_with_its_path(damaged, checkpoint, tmp_pat
 
 
 def test_damaged_images_are_left_out_if_asked(damaged, folders, checkpoint, tmp_path, capsys):
-    """As if they had never been there, in all passes, with and without recalled outputs."""
+    """As if they had never been there, in all passes, with and without remembered outputs."""
     sound = tmp_path / "sound"
     shutil.copytree(folders, sound)
     for name in BAD:
@@ -119,7 +119,7 @@ def test_damaged_images_are_left_out_if_asked(damaged, folders, checkpoint, tmp_
     said = capsys.readouterr().err
     assert "left out 2 unreadable images of own of folder:train: " in said
     assert str(damaged / "test/5/00003.png") in said
-    # The pass over the training set is recalled; of what is mixed anew, rows must not shift.
+    # The pass over the training set is remembered; of what is mixed anew, rows must not shift.
     second = evaluate(damaged, checkpoint, tmp_path / "c", *detectors, *skip)
     assert {name: facts["unreadable"] for name, facts in second["data"].items()} == {
         "train": 2,

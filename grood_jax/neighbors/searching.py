@@ -379,7 +379,7 @@ def _offset(points: Float[Array, "q s"], bank: Bank) -> Float[Array, "q 1"]:
 def _certain(
     points: Float[Array, "q s"], bank: Bank, seen: _Seen, distances: Float[Array, " q"]
 ) -> Bool[Array, " q"]:
-    """Whether no row left out can be nearer than what was found."""
+    """Whether no row left out can be nearer than ``distances``."""
     offset = _offset(points, bank)[:, 0]
     reached = distances * bank.frame.inverse_scale * (1.0 + rounding(bank.width))
     if len(bank.errors):
@@ -465,7 +465,7 @@ def _sum_of_squares(vectors: Float[Array, "q d"]) -> Float[Array, " q"]:
 def _search_directly(
     queries: Float[Array, "q d"], distances: Float[Array, "q k"], bank: Bank
 ) -> tuple[Float[Array, "q k"], Bool[Array, " q"]]:
-    """Direct distances to all rows whose norms allow less than what was found."""
+    """Direct distances to all rows whose norms allow less than ``distances``."""
     begin, end = _window(reduce(queries, bank.frame), bank, distances[:, -1])
 
     def step(block: Int[Array, ""], best: Array) -> Array:

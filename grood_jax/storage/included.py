@@ -58,11 +58,11 @@ def read(folder: Traversable) -> Loaded:
             arrays = _nested({name: jax.numpy.asarray(stored[name]) for name in stored})
         spec = checkpoints.spec_of(Path(NAME), about["spec"])
         model = checkpoints.model_of(spec, arrays)
-        found = checkpoints.fingerprint(model)
-        if found != about["fingerprint"]:
+        fingerprint = checkpoints.fingerprint(model)
+        if fingerprint != about["fingerprint"]:
             raise manifests.damaged(KIND, folder, "its arrays are not those that were saved")
         spec = replace(spec, source=f"{spec.source}; comes with the package")
-        return Loaded(model, spec, about["record"], found, about["epochs"])
+        return Loaded(model, spec, about["record"], fingerprint, about["epochs"])
 
 
 def write(folder: Path, loaded: Loaded, about: Mapping[str, Any]) -> None:
@@ -87,11 +87,11 @@ def write(folder: Path, loaded: Loaded, about: Mapping[str, Any]) -> None:
 
 def _nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Dictionaries in dictionaries, from names with dots."""
-    found: dict[str, Any] = {}
+    tree: dict[str, Any] = {}
     for name, array in arrays.items():
         *outer, last = name.split(".")
-        inner = found
+        inner = tree
         for part in outer:
             inner = inner.setdefault(part, {})
         inner[last] = array
-    return found
+    return tree
