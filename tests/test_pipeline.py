@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -13,8 +14,9 @@ from grood_jax.backbone.outputs import Outputs
 from grood_jax.benchmarks import Benchmark
 from grood_jax.deploying import pipeline as deploying
 from grood_jax.deploying.pipeline import FitConfig
-from grood_jax.evaluation import fitting, pipeline
-from grood_jax.evaluation.pipeline import Passed, Scored
+from grood_jax.detectors import Detector
+from grood_jax.evaluation import fitting, pipeline, results
+from grood_jax.evaluation.pipeline import Failures, Passed, Scored
 from grood_jax.evaluation.setting import EvalConfig, Setting
 from grood_jax.evaluation.tuning import create_candidates
 from grood_jax.maths.metrics import ood_metrics
@@ -66,7 +68,7 @@ def fitter(inputs, candidates):
 
 @pytest.fixture(scope="module")
 def fitted(fitter, candidates):
-    return pipeline.fit(fitter, candidates, {})
+    return pipeline.fit(fitter, candidates, {}, Failures())
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,7 @@ def test_fitting_gives_a_detector_for_each_word(fitted):
 
 
 def test_options_are_chosen_only_where_there_are_several(inputs, fitter, candidates):
-    assert pipeline.choose_options(inputs, fitter, candidates) == {}
+    assert pipeline.choose_options(inputs, fitter, candidates, Failures()) == {}
 
 
 def test_options_are_chosen_by_validation_sets(saved):
@@ -106,10 +108,10 @@ def test_options_are_chosen_by_validation_sets(saved):
     config = EvalConfig(checkpoint=saved, detectors=("knn",), limit=60, search=True)
     own = opened(config, tried, [])
     preparing = pipeline.pass_training_set(own, tried)
-    chosen = pipeline.choose_options(own, preparing, tried)["knn"]
+    chosen = pipeline.choose_options(own, preparing, tried, Failures())["knn"]
     ks = [detector.options["k"] for detector in tried["knn"] if detector.options["k"] <= 60]
     assert chosen.values["k"] in ks and chosen.tried == len(ks)
-    made = pipeline.fit(preparing, tried, {"knn": chosen})
+    made = pipeline.fit(preparing, tried, {"knn": chosen}, Failures())
     assert made.detectors["knn"].detector.options["k"] == chosen.values["k"]
 
 
@@ -146,7 +148,7 @@ def test_scoring_gives_figures_and_scores(fitted, passed):
 
 def test_a_record_is_json_and_says_what_was_done(inputs, passed):
     scored = {"msp": Scored({"options": {}}, {})}
-    record = pipeline.record(inputs, passed, scored, "the command")
+    record = pipeline.record(inputs, passed, scored, Failures(), "the command")
     assert json.loads(json.dumps(record)) == record
     assert record["command"] == "the command" and record["detectors"] == {"msp": {"options": {}}}
     assert record["id_accuracy"] == passed.accuracy["test"]
@@ -160,9 +162,43 @@ def test_the_report_is_of_what_was_scored(inputs, passed):
 
 
 def test_all_steps_together(inputs, candidates):
-    fitted, passed, scored = pipeline.evaluate(inputs, candidates)
-    assert list(scored) == list(fitted.detectors) == list(WORDS)
-    assert set(scored["msp"].scores) == {"test", *passed.outside}
+    made = pipeline.evaluate(inputs, candidates)
+    assert list(made.scored) == list(made.fitted.detectors) == list(WORDS)
+    assert set(made.scored["msp"].scores) == {"test", *made.passed.outside}
+    assert made.failures.reasons == {}
+
+
+def failing(stage):
+    """A detector that cannot be fitted, or whose scores are NaN."""
+
+    def fit(training, key):
+        if stage == "fit":
+            raise ValueError("it cannot be fitted\nat all")
+        return ()
+
+    def score(state, outputs):
+        return jnp.full(len(outputs.logits), jnp.nan)
+
+    return Detector("failing", fit, score, {})
+
+
+@pytest.mark.parametrize(
+    ("stage", "reason"), [("fit", "it cannot be fitted"), ("score", "holds 40 NaN or infinite")]
+)
+def test_one_detector_that_fails_does_not_end_the_others(inputs, candidates, stage, reason):
+    made = pipeline.evaluate(inputs, {"bad": (failing(stage),), **candidates})
+    assert list(made.scored) == list(WORDS)
+    assert list(made.failures.reasons) == ["bad"] and reason in made.failures.reasons["bad"]
+    record = pipeline.record(inputs, made.passed, made.scored, made.failures, "")
+    assert list(record["failed"]) == ["bad"] and list(record["detectors"]) == list(WORDS)
+    (row,) = (line for line in results.table(record).splitlines() if line.startswith("bad"))
+    assert row.split() == ["bad", "failed", "—", "—"]
+
+
+@pytest.mark.parametrize("stage", ["fit", "score"])
+def test_nothing_is_left_where_all_fail(inputs, stage):
+    with pytest.raises(UserError, match="bad failed: "):
+        pipeline.evaluate(inputs, {"bad": (failing(stage),)})
 
 
 def test_what_data_made_impossible_is_the_users_to_mend():

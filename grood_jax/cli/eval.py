@@ -10,6 +10,7 @@ from grood_jax.cli import command
 from grood_jax.cli.listing import listed_detectors
 from grood_jax.evaluation.setting import EvalConfig
 from grood_jax.support import provenance
+from grood_jax.support.errors import UserError
 from grood_jax.support.files import require_directory
 from grood_jax.support.progress import tell
 
@@ -58,6 +59,18 @@ def run(
         return _evaluate(config, crew, say, show_progress, words)
 
 
+def _say_beforehand(config: EvalConfig, output_dir: Path, say: Callable[[str], None]) -> None:
+    """What a user would rather know before the network runs than after."""
+    before = output_dir / "results.json"
+    if before.exists():
+        say(f"{before} is there already and will be replaced; --output-dir names another place")
+    if config.report and not reports.can_draw():
+        say(
+            "report.html will not be written: matplotlib is missing; install it with pip install "
+            "'grood-jax[report]', or leave the report out with --no-report"
+        )
+
+
 def _say_nothing(line: str) -> None:
     del line
 
@@ -77,29 +90,26 @@ def _evaluate(
     benchmark, data = pipeline.open_sets(config, candidates, crew, say)
     output_dir = config.output_dir or Path("results") / benchmark.name
     if crew.leads:
+        _say_beforehand(config, output_dir, say)
         require_directory("output_dir", output_dir)
         if config.cache_dir is not None:
             require_directory("cache_dir", config.cache_dir)
     inputs = pipeline.open_inputs(config, benchmark, data, crew, say, show_progress)
-    fitted, passed, scored = pipeline.evaluate(inputs, candidates)
-    record = pipeline.record(inputs, passed, scored, words)
-    shown = pipeline.shown_sets(inputs, passed) if config.report else []
+    made = pipeline.evaluate(inputs, candidates)
+    record = pipeline.record(inputs, made.passed, made.scored, made.failures, words)
+    shown = pipeline.shown_sets(inputs, made.passed) if config.report else []
     if not crew.leads:
         return record
     results.write(record, output_dir / "results.json")
     for line in inputs.read.complaints():
         say(line)
     say(f"results in {output_dir / 'results.json'}")
-    scores = {name: own.scores for name, own in scored.items()}
+    scores = {name: own.scores for name, own in made.scored.items()}
     if config.save_scores:
         results.write_scores(scores, output_dir / "scores.npz")
     if config.report and reports.can_draw():
-        say(f"report in {reports.write(record, shown, fitted.detectors, scores, output_dir)}")
-    elif config.report:
-        say(
-            "report.html was not written: matplotlib is missing; install it with pip install "
-            "'grood-jax[report]', or leave the report out with --no-report"
-        )
+        drawn = {name: made.fitted.detectors[name] for name in scores}
+        say(f"report in {reports.write(record, shown, drawn, scores, output_dir)}")
     return record
 
 
@@ -129,5 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ID accuracy {record['id_accuracy']:.4f} ({record['data']['test']['n']} images)")
         for name, share in record["shifted_accuracy"].items():
             print(f"accuracy on {name} {share:.4f} ({record['data'][name]['n']} images)")
+        if record["failed"]:
+            raise UserError(pipeline.summary(record["failed"]))
 
     return command.status(work)

@@ -249,8 +249,12 @@ def fit_detectors(
 
 def fit_all(fitter: Fitter, detectors: Mapping[str, Detector]) -> FittedAll:
     """Fits detectors that `prepare` was told of; raises as `Fitter.fit`."""
-    fitted = {name: fitter.fit(name, detector) for name, detector in detectors.items()}
-    mixes = any(isinstance(need, Mix) for d in detectors.values() for need in d.needs)
+    return collected(fitter, {name: fitter.fit(name, own) for name, own in detectors.items()})
+
+
+def collected(fitter: Fitter, fitted: dict[str, Fitted]) -> FittedAll:
+    """What a fitter has fitted, by name, with what scoring needs beside it."""
+    mixes = any(isinstance(need, Mix) for own in fitted.values() for need in own.detector.needs)
     return FittedAll(fitted, fitter.seen.early_prototypes if mixes else None)
 
 

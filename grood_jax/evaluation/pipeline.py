@@ -4,8 +4,9 @@ Each step takes values and gives values; what is printed and written stands in `
 """
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -122,6 +123,38 @@ class Scored:
     scores: dict[str, Float[np.ndarray, " _"]]
 
 
+@dataclass(frozen=True)
+class Failures:
+    """Detectors that could not be fitted or scored; the others go on.
+
+    Attributes:
+      limit: how many images of each set are used at most, for the reasons.
+      reasons: why, by the words that describe the detectors.
+    """
+
+    limit: int | None = None
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def of(self, word: str, work: Callable[[], T]) -> T | None:
+        """What the work gives; None where it fails, with its reason kept."""
+        try:
+            return work()
+        except (ValueError, ArithmeticError, MemoryError, jax.errors.JaxRuntimeError) as error:
+            line = (str(error).strip() or repr(error)).splitlines()[0]
+            self.reasons[word] = line + _hint(self.limit, line)
+            return None
+
+    def require_some_success(self, words: Iterable[str]) -> None:
+        """Raises UserError with all reasons where none of the detectors is left."""
+        if set(words) <= set(self.reasons):
+            raise UserError(summary(self.reasons))
+
+
+def summary(reasons: Mapping[str, str]) -> str:
+    """Which detectors failed and why, in a line."""
+    return "; ".join(f"{word} failed: {reason}" for word, reason in reasons.items())
+
+
 def every(candidates: Candidates) -> list[tuple[str, Detector]]:
     """All candidates, each with the word that describes it."""
     return [(word, detector) for word, tried in candidates.items() for detector in tried]
@@ -223,9 +256,16 @@ def pass_training_set(inputs: Inputs, candidates: Candidates) -> Fitter:
 
 
 def choose_options(
-    inputs: Inputs, fitter: Fitter, candidates: Candidates
+    inputs: Inputs, fitter: Fitter, candidates: Candidates, failures: Failures
 ) -> dict[str, tuning.Chosen]:
-    """Of several candidates the best on the validation sets, by the word that describes them."""
+    """Of several candidates the best on the validation sets, by the word that describes them.
+
+    Args:
+      inputs: what is evaluated.
+      fitter: prepared for all candidates.
+      candidates: the candidates.
+      failures: takes the words of which no candidate could be fitted.
+    """
     several = {word: tried for word, tried in candidates.items() if len(tried) > 1}
     if not several:
         return {}
@@ -233,18 +273,37 @@ def choose_options(
     early = fitter.seen.early_prototypes
     parts = (present(inputs.data.id_validation), present(inputs.data.validation))
     inside, outside = (inputs.outputs_of(images, needs, early)[0] for images in parts)
-    return {
-        word: tuning.choose(fitter, word, tried, inside, outside) for word, tried in several.items()
+    chosen = {
+        word: failures.of(word, partial(tuning.choose, fitter, word, tried, inside, outside))
+        for word, tried in several.items()
     }
+    return {word: choice for word, choice in chosen.items() if choice is not None}
 
 
-def fit(fitter: Fitter, candidates: Candidates, chosen: Mapping[str, tuning.Chosen]) -> FittedAll:
-    """Fits the detectors, with the options that were chosen."""
+def fit(
+    fitter: Fitter,
+    candidates: Candidates,
+    chosen: Mapping[str, tuning.Chosen],
+    failures: Failures,
+) -> FittedAll:
+    """Fits the detectors, with the options that were chosen.
+
+    Args:
+      fitter: prepared for all candidates.
+      candidates: the candidates.
+      chosen: how options were chosen, where there were several candidates.
+      failures: has the words that have failed, and takes those that do now.
+    """
     wanted = {
         word: chosen[word].detector if word in chosen else tried[0]
         for word, tried in candidates.items()
+        if word not in failures.reasons
     }
-    return fitting.fit_all(fitter, wanted)
+    fitted = {
+        word: failures.of(word, partial(fitter.fit, word, detector))
+        for word, detector in wanted.items()
+    }
+    return fitting.collected(fitter, {word: own for word, own in fitted.items() if own is not None})
 
 
 def pass_test_sets(inputs: Inputs, fitted: FittedAll) -> Passed:
@@ -297,7 +356,11 @@ def score(
 
 
 def record(
-    inputs: Inputs, passed: Passed, scored: Mapping[str, Scored], command: str
+    inputs: Inputs,
+    passed: Passed,
+    scored: Mapping[str, Scored],
+    failures: Failures,
+    command: str,
 ) -> dict[str, Any]:
     """What ``results.json`` holds; all processes must ask for it at the same time.
 
@@ -305,6 +368,7 @@ def record(
       inputs: what was evaluated.
       passed: the network's outputs.
       scored: by detector.
+      failures: of the other detectors.
       command: the command line that stands for the evaluation.
     """
     config, data, loaded, read = inputs.config, inputs.data, inputs.loaded, inputs.read
@@ -335,6 +399,7 @@ def record(
         "id_accuracy": accuracy["test"],
         "shifted_accuracy": {name: accuracy[name] for name in data.shifted},
         "detectors": {name: own.figures for name, own in scored.items()},
+        "failed": dict(failures.reasons),
         "peak_memory_bytes": provenance.peak_memory_bytes(),
     }
 
@@ -361,9 +426,12 @@ def explained(limit: int | None, work: Callable[[], T]) -> T:
     except ValueError as error:
         if isinstance(error, UserError):
             raise
-        few = limit is not None and "sample of class" in str(error)
-        hint = f" (--limit {limit} leaves few images of each class)" if few else ""
-        raise UserError(f"{error}{hint}") from error
+        raise UserError(f"{error}{_hint(limit, str(error))}") from error
+
+
+def _hint(limit: int | None, reason: str) -> str:
+    few = limit is not None and "sample of class" in reason
+    return f" (--limit {limit} leaves few images of each class)" if few else ""
 
 
 def present(images: ImageSet | None) -> ImageSet:
@@ -403,26 +471,41 @@ def _memo(
     return OutputsCache(config.cache_dir, about, say)
 
 
-def evaluate(inputs: Inputs, candidates: Candidates) -> tuple[FittedAll, Passed, dict[str, Scored]]:
+@dataclass(frozen=True)
+class Evaluation:
+    """What all steps between opening and recording left.
+
+    Attributes:
+      fitted: the detectors.
+      passed: the network's outputs.
+      scored: figures and scores by detector.
+      failures: the detectors that are in neither.
+    """
+
+    fitted: FittedAll
+    passed: Passed
+    scored: dict[str, Scored]
+    failures: Failures
+
+
+def evaluate(inputs: Inputs, candidates: Candidates) -> Evaluation:
     """All steps between opening and recording: passes, fits, scores.
 
     Raises:
-      UserError: what the data made impossible.
+      UserError: what the data made impossible; no detector could be fitted or scored.
     """
-
-    def fit_on_passes() -> tuple[FittedAll, dict[str, tuning.Chosen]]:
-        fitter = pass_training_set(inputs, candidates)
-        chosen = choose_options(inputs, fitter, candidates)
-        return fit(fitter, candidates, chosen), chosen
-
-    fitted, chosen = explained(inputs.config.limit, fit_on_passes)
+    failures = Failures(inputs.config.limit)
+    fitter = explained(inputs.config.limit, lambda: pass_training_set(inputs, candidates))
+    chosen = choose_options(inputs, fitter, candidates, failures)
+    fitted = fit(fitter, candidates, chosen, failures)
+    failures.require_some_success(candidates)
     passed = pass_test_sets(inputs, fitted)
     groups: dict[str, Group] = {name: group for name, (group, _) in inputs.data.ood.items()}
-    return (
-        fitted,
-        passed,
-        {
-            name: score(own, passed, groups, chosen.get(name))
-            for name, own in fitted.detectors.items()
-        },
+    scored = {
+        name: failures.of(name, partial(score, own, passed, groups, chosen.get(name)))
+        for name, own in fitted.detectors.items()
+    }
+    failures.require_some_success(candidates)
+    return Evaluation(
+        fitted, passed, {name: own for name, own in scored.items() if own is not None}, failures
     )

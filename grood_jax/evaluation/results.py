@@ -47,6 +47,8 @@ def table_rows(results: Mapping[str, Any]) -> list[Sequence[str]]:
         for group in ("near", "far"):
             if detector[group]:
                 rows.append((name, f"mean {group}", group, "", *_cells(detector[group])))
+    # Results of earlier versions say nothing of failures.
+    rows += [(name, "failed", "", "", "—", "—") for name in results.get("failed", ())]
     return rows
 
 

@@ -89,7 +89,7 @@ def test_without_matplotlib_it_says_how_to_get_it(in_digits, tmp_path, monkeypat
     monkeypatch.setattr(report, "can_draw", lambda: False)
     assert run("--output-dir", str(tmp_path)) == 0
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "report" in line)
-    assert line.startswith("report.html was not written: matplotlib is missing")
+    assert line.startswith("report.html will not be written: matplotlib is missing")
     assert "pip install 'grood-jax[report]'" in line
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
