@@ -61,6 +61,8 @@ def run(
 
 def _say_beforehand(config: EvalConfig, output_dir: Path, say: Callable[[str], None]) -> None:
     """What a user would rather know before the network runs than after."""
+    from grood_jax.evaluation import report as reports
+
     before = output_dir / "results.json"
     if before.exists():
         say(f"{before} is there already and will be replaced; --output-dir names another place")
@@ -130,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         import jax
 
-        from grood_jax.evaluation import results
+        from grood_jax.evaluation import pipeline, results
 
         record = run(config, say=tell, show_progress=True, commandline=words)
         if config.distributed and jax.process_index() > 0:
