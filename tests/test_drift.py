@@ -1,5 +1,6 @@
 """The watch over a stream: its martingale, its promise, what it notices, and its file."""
 
+import contextlib
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,6 +20,7 @@ from scipy import stats
 from grood_jax.conformal import drift
 from grood_jax.conformal.calibration import calibrate, conformal_p_values
 from grood_jax.conformal.drift import DriftMonitor
+from grood_jax.support import manifest as manifests
 from grood_jax.support.errors import UserError
 
 
@@ -309,7 +312,7 @@ def saved(tmp_path):
 
 def test_a_missing_file(tmp_path):
     path = tmp_path / "none.json"
-    with pytest.raises(UserError, match=f"{re.escape(str(path))} cannot be read: No such file"):
+    with pytest.raises(UserError, match=f"there is no drift monitor in {re.escape(str(path))}"):
         DriftMonitor.load(path)
 
 
@@ -338,9 +341,103 @@ def test_a_damaged_file(saved, damage):
 
 
 def test_a_file_of_a_newer_format(saved):
-    saved.write_text(json.dumps(json.loads(saved.read_text()) | {"format": 2, "more": 1}))
-    message = f"{re.escape(str(saved))} has format 2, newer than 1; update grood-jax"
+    saved.write_text(json.dumps(json.loads(saved.read_text()) | {"format": 3, "more": 1}))
+    message = f"{re.escape(str(saved))} has format 3, of grood-jax .*; this one reads up to 2: up"
     with pytest.raises(UserError, match=message):
+        DriftMonitor.load(saved)
+
+
+def put(contents, path, value):
+    *inner, last = path
+    for name in inner:
+        contents = contents[name]
+    if value is None:
+        del contents[last]
+    else:
+        contents[last] = value
+
+
+def signed(contents):
+    """With checksums that fit, of arrays that can be."""
+    arrays = contents["arrays"]
+    for name, layout in arrays["values"].items() if arrays else ():
+        with contextlib.suppress(KeyError, ValueError, TypeError, OverflowError):
+            array = np.array(contents["values"][name], layout["dtype"])
+            layout["checksum"] = manifests.checksum(name, array)
+    return contents | {"checksum": manifests.checksum_of(contents)}
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("values",), None),
+        (("values",), 3),
+        (("values", "counts"), None),
+        (("values", "counts"), []),
+        (("values", "counts"), [1]),
+        (("values", "counts"), [-1] * 10),
+        (("values", "counts"), [10**30] * 10),
+        (("values", "counts"), [2**62] * 10),
+        (("values", "counts"), [[1]] * 10),
+        (("values", "counts"), {"a": 1}),
+        (("values", "log_stakes"), [0.0]),
+        (("values", "log_products"), [float("nan")] * 5),
+        (("values", "log_products"), ["x"] * 5),
+        (("arrays", "values", "counts", "dtype"), "O"),
+        (("arrays", "values", "counts", "dtype"), "float64"),
+        (("arrays", "values", "more"), {"dtype": "int8", "shape": [], "checksum": ""}),
+        (("arrays",), []),
+        (("about",), None),
+        (("about", "false_alarm_rate"), None),
+        (("about", "false_alarm_rate"), 0),
+        (("about", "false_alarm_rate"), "x"),
+        (("about", "alarm_at"), -1),
+        (("about", "alarm_at"), 2),
+        (("about", "alarm_at"), True),
+        (("kind",), "bank"),
+        (("kind",), [[]]),
+        (("format",), True),
+        (("format",), "2"),
+        (("format",), 0),
+    ],
+)
+def test_contents_made_to_deceive(saved, path, value):
+    contents = json.loads(saved.read_text())
+    put(contents, path, value)
+    saved.write_text(json.dumps(signed(contents)))
+    with pytest.raises(UserError, match=re.escape(str(saved)) + " (is damaged|holds a)"):
+        DriftMonitor.load(saved)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 5000, '"\\ud800"', "NaN"])
+def test_text_made_to_deceive(saved, text):
+    saved.write_text(text)
+    with pytest.raises(UserError, match=re.escape(str(saved)) + " is damaged"):
+        DriftMonitor.load(saved)
+    saved.write_text(saved.read_text().replace(text, f'{{"format": 2, "checksum": {text}}}'))
+    with pytest.raises(UserError, match=re.escape(str(saved)) + " is damaged"):
+        DriftMonitor.load(saved)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(UserError, match=f"{path} cannot be read: "):
+            DriftMonitor.load(path)
+
+
+OF_0_1_0 = """{"format": 1, "false_alarm_rate": 0.05, "alarm_at": null,
+"counts": [1, 0, 0, 0, 1, 0, 0, 0, 0, 0], "log_products": [-0.4543068822210442, 0.1592268655592674,
+0.1973964684360172, 0.11931752142074424, 0.0641131110597524], "log_stakes": [-1.9333125520566594,
+-2.221261048260184, -2.298852591447898, -2.3075393170828256, -2.3066354899640524],
+"checksum": "9daf96ac885758db47805c06dace429bc51bd886a1c39db46fa6825318292e29"}"""
+
+
+def test_a_file_of_0_1_0_is_read(saved):
+    saved.write_text(OF_0_1_0)
+    assert_same(DriftMonitor.load(saved), DriftMonitor.start(9).update([0.5, 0.1]))
+    saved.write_text(OF_0_1_0.replace("0.05", "0.06"))
+    with pytest.raises(UserError, match="is damaged: its checksum is another"):
         DriftMonitor.load(saved)
 
 

@@ -4,15 +4,13 @@ import csv
 import io
 import json
 import os
-import stat
 import sys
-import zipfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import tyro
@@ -23,8 +21,9 @@ from grood_jax.data import Preprocessing, pictures
 from grood_jax.data.folders import AGAIN, OTHERS, files_in
 from grood_jax.data.npz import stored_array
 from grood_jax.data.tfds import first_line
-from grood_jax.support import checks, progress
+from grood_jax.support import checks, npz, progress
 from grood_jax.support.errors import UserError
+from grood_jax.support.files import open_regular
 
 if TYPE_CHECKING:
     import grood_jax.deploying.deployment
@@ -237,7 +236,7 @@ def _read(path: Path, preprocessing: Preprocessing) -> Iterator[Read]:
             for number, pixels in enumerate(_arrays(path)):
                 yield f"{name}[{number}]", preprocessing.fit_pixels(pixels)
         else:
-            with _opened(path) as stream:
+            with open_regular(path) as stream:
                 length = os.fstat(stream.fileno()).st_size
                 if length > MAX_FILE:
                     raise ValueError(f"it has {length} bytes; expected at most {MAX_FILE}")
@@ -259,30 +258,13 @@ def _written(path: Path) -> str:
     return text.encode("unicode_escape").decode("ascii")
 
 
-def _opened(path: Path) -> BinaryIO:
-    """A regular file; others may be endless, or never say anything."""
-
-    def without_waiting(name: str, flags: int) -> int:
-        # Opening a named pipe would wait for somebody to write to it.
-        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
-
-    stream = open(path, "rb", opener=without_waiting)
-    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-        stream.close()
-        raise ValueError("it is no regular file")
-    return stream
-
-
 def _arrays(path: Path) -> UInt8[np.ndarray, "n ..."]:
-    with _opened(path) as stream:
-        if not zipfile.is_zipfile(stream):
-            raise ValueError("it is no .npz file, as numpy.savez writes it")
-        with zipfile.ZipFile(stream) as archive:
-            held = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
-            names = [name for name in ("images", "x_test") if name in held] or held
-            if not names:
-                raise ValueError("it holds no array; expected bytes (N, H, W) or (N, H, W, C)")
-            array = stored_array(path, archive, names[0])
+    with open_regular(path) as stream, npz.opened(stream) as archive:
+        held = npz.names_of(archive)
+        names = [name for name in ("images", "x_test") if name in held] or held
+        if not names:
+            raise ValueError("it holds no array; expected bytes (N, H, W) or (N, H, W, C)")
+        array = stored_array(path, archive, names[0])
     channels = array.shape[3] if array.ndim == 4 else 1
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or channels not in (1, 3):
         raise ValueError(

@@ -37,10 +37,9 @@ References:
   reference costs and another way to keep the bound, a confidence band around a fixed one.
 """
 
-import hashlib
-import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +49,8 @@ import numpy.typing as npt
 from jaxtyping import Float, Int
 
 from grood_jax.support import checks
-from grood_jax.support.errors import UserError
-from grood_jax.support.files import written_whole
+from grood_jax.support import manifest as manifests
+from grood_jax.support.structures import Arrays
 
 BETS = (1 / 4, 1 / 2, 3 / 4, 7 / 8, 15 / 16)
 """The exponents e."""
@@ -62,8 +61,8 @@ LARGEST = 2**20
 BLOCK = 128
 """Samples of the stream that are compared with each other at once."""
 
-FORMAT = 1
-"""Format of the file. What changes the meaning of its contents needs the next number."""
+KIND = "drift monitor"
+HOW_TO_MAKE = "make one with DriftMonitor.save"
 
 
 @jax.tree_util.register_dataclass
@@ -213,24 +212,9 @@ class DriftMonitor:
         Raises:
           UserError: it cannot be written.
         """
-        path = Path(path)
-        if path.exists() and not path.is_file():
-            # To replace a device or a pipe would take it from everybody.
-            raise UserError(f"{path} is no regular file; choose another path")
-        contents = {
-            "format": FORMAT,
-            "false_alarm_rate": self.false_alarm_rate,
-            "alarm_at": self.alarm_at,
-            "counts": self.state.counts.tolist(),
-            "log_products": self.state.log_products.tolist(),
-            "log_stakes": self.state.log_stakes.tolist(),
-        }
-        try:
-            with written_whole(path) as unfinished:
-                text = json.dumps(contents | {"checksum": _checksum(contents)})
-                unfinished.write_text(text + "\n")
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}") from error
+        state = {field.name: getattr(self.state, field.name) for field in fields(DriftState)}
+        about = {"false_alarm_rate": self.false_alarm_rate, "alarm_at": self.alarm_at}
+        manifests.write_file(Path(path), KIND, about, state)
 
     @classmethod
     def load(cls, path: str | Path) -> "DriftMonitor":
@@ -239,26 +223,46 @@ class DriftMonitor:
         Raises:
           UserError: there is no such file, it is damaged or no monitor's, or its format is newer.
         """
-        try:
-            contents = json.loads(Path(path).read_text())
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from error
-        except ValueError as error:
-            raise UserError(f"{path} is damaged or no drift monitor: it is not JSON") from error
-        if not isinstance(contents, dict) or not isinstance(contents.get("format"), int):
-            raise UserError(f"{path} is no drift monitor: it has no format")
-        if contents["format"] > FORMAT:
-            raise UserError(
-                f"{path} has format {contents['format']}, newer than {FORMAT}; update grood-jax"
-            )
-        if contents.pop("checksum", None) != _checksum(contents):
-            raise UserError(f"{path} is damaged: its checksum is another")
-        state = DriftState(
-            np.array(contents["counts"], np.int64),
-            np.array(contents["log_products"], np.float64),
-            np.array(contents["log_stakes"], np.float64),
-        )
-        return cls(state, contents["false_alarm_rate"], contents["alarm_at"])
+        place = str(path)
+        contents = manifests.read_file(Path(path), KIND, HOW_TO_MAKE)
+        earlier = contents["format"] < manifests.FORMAT
+        about, state = (_earlier if earlier else _today)(contents, place)
+        with manifests.described(KIND, place):
+            return cls._checked(DriftState(**state), about["false_alarm_rate"], about["alarm_at"])
+
+    @classmethod
+    def _checked(cls, state: DriftState, rate: Any, alarm_at: Any) -> "DriftMonitor":
+        """A monitor as it could have become; raises ValueError or TypeError of any other."""
+        made = cls.start(len(state.counts) - 1, rate)
+        counts = state.counts
+        if counts.dtype != np.int64 or (counts < 0).any() or counts.sum(dtype=float) > 2**53:
+            raise ValueError("counts are no numbers of samples")
+        for name in ("log_products", "log_stakes"):
+            part = getattr(state, name)
+            if part.shape != (len(BETS),) or not np.isfinite(part).all():
+                raise ValueError(f"{name} has shape {part.shape} or is not finite")
+        monitor = cls(state, made.false_alarm_rate, alarm_at)
+        if alarm_at is not None:
+            checks.at_least("alarm_at", alarm_at, 0, monitor.seen - 1)
+        return monitor
+
+
+def _today(contents: dict[str, Any], place: str) -> tuple[Mapping[str, Any], Arrays]:
+    manifest, arrays = manifests.values_of(contents, KIND, place)
+    return manifest.about, arrays
+
+
+def _earlier(contents: dict[str, Any], place: str) -> tuple[Mapping[str, Any], Arrays]:
+    """As 0.1.0 wrote it."""
+    with manifests.described(KIND, place):
+        if contents.get("checksum") != manifests.checksum_of(contents):
+            raise manifests.damaged(KIND, place, "its checksum is another")
+        state = {
+            "counts": np.array(contents["counts"], np.int64),
+            "log_products": np.array(contents["log_products"], np.float64),
+            "log_stakes": np.array(contents["log_stakes"], np.float64),
+        }
+        return contents, state
 
 
 def _places(p_values: npt.ArrayLike, cells: int) -> Int[np.ndarray, " b"]:
@@ -293,7 +297,3 @@ def _log_fortune(
     return np.logaddexp.reduce(
         np.concatenate([aside[:, None], log_products + log_stakes], axis=1), axis=1
     )
-
-
-def _checksum(contents: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()

@@ -1,10 +1,9 @@
 """Sets of images as arrays in ``.npz`` files."""
 
-import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -13,10 +12,8 @@ from grood_jax.data.folders import require_absent
 from grood_jax.data.preprocessing import Preprocessing
 from grood_jax.data.sets import UnreadableImage
 from grood_jax.data.tfds import first_line
+from grood_jax.support import npz
 from grood_jax.support.errors import UserError
-
-MAX_UNPACKED = 2**31
-"""Bytes of a compressed array, which must be unpacked whole."""
 
 
 @dataclass(frozen=True)
@@ -138,28 +135,14 @@ def stored_array(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
       name: the array's.
 
     Raises:
-      UserError: unpacked, it would have more than `MAX_UNPACKED` bytes.
+      ValueError: unpacked, it would have more than `grood_jax.support.npz.MAX_UNPACKED` bytes.
       Exception: NumPy and zipfile raise whatever their layers raise on a broken file.
     """
     member = archive.getinfo(f"{name}.npy")
-    compressed = member.compress_type != zipfile.ZIP_STORED
-    if compressed and member.file_size > MAX_UNPACKED:
-        raise UserError(
-            f"{name} in {path} is compressed and unpacks to {member.file_size} bytes; expected "
-            f"at most {MAX_UNPACKED} (numpy.savez writes it uncompressed, to be read piece by "
-            "piece)"
-        )
-    with archive.open(member) as stream:
-        shape, fortran, dtype = _header(stream)
-        start = stream.tell()
-    if dtype.hasobject:
-        raise ValueError(f"{name} holds Python objects")
-    held, promised = member.file_size - start, math.prod(shape) * dtype.itemsize
-    if min(shape, default=0) < 0 or held != promised:
-        raise ValueError(f"{name} has {held} bytes; its shape {shape} has {promised}")
-    if compressed:
-        with archive.open(member) as stream:
-            return np.lib.format.read_array(stream, allow_pickle=False)
+    npz.require_room(archive, [name])
+    if member.compress_type != zipfile.ZIP_STORED:
+        return npz.array_of(archive, name)
+    shape, fortran, dtype, start = npz.layout_of(archive, name)
     with path.open("rb") as file:
         # The member's own header: 30 bytes, whose last four are the lengths of what follows.
         file.seek(member.header_offset + 26)
@@ -168,14 +151,3 @@ def stored_array(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
     if 0 in shape:
         return np.zeros(shape, dtype)
     return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
-
-
-def _header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(stream)
-    read = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
-    if read is None:
-        raise ValueError(f"its array has format {version}; expected 1.0 or 2.0")
-    return read(stream)

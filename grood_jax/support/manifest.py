@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 
 from grood_jax.support import provenance
 from grood_jax.support.errors import UserError
+from grood_jax.support.files import read_text, written_whole
 from grood_jax.support.structures import Arrays, is_key, storable
 
 FORMAT = 2
@@ -24,6 +26,9 @@ FORMAT = 2
 Format 1, of 0.1.0, was five formats; `grood_jax.storage.earlier` and
 `grood_jax.conformal.drift` read what it wrote.
 """
+
+
+_GROUP = "values"
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,60 @@ def read(contents: Any, kind: str, place: str) -> Manifest:
             for group, layouts in contents["arrays"].items()
         }
         return Manifest(kind, place, dict(contents["about"]), arrays)
+
+
+def write_file(path: Path, kind: str, about: Mapping[str, Any], arrays: Arrays) -> None:
+    """Writes a few small arrays as one file of JSON, in place of the one that is there.
+
+    Raises:
+      UserError: it cannot be written, or what is there is no regular file.
+    """
+    if path.exists() and not path.is_file():
+        # To replace a device or a pipe would take it from everybody.
+        raise UserError(f"{path} is no regular file; choose another path")
+    contents = write(kind, about, {_GROUP: arrays})
+    contents["values"] = {name: array.tolist() for name, array in arrays.items()}
+    contents["checksum"] = checksum_of(contents)
+    try:
+        with written_whole(path) as unfinished:
+            unfinished.write_text(json.dumps(contents) + "\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def read_file(path: Path, kind: str, how_to_make: str) -> dict[str, Any]:
+    """The JSON of a file of `write_file`, for `values_of`; nothing but its format is checked.
+
+    Raises:
+      UserError: there is no such file, it is no JSON, or its format is newer.
+    """
+    try:
+        contents = json.loads(read_text(path))
+    except FileNotFoundError as error:
+        raise absent(kind, path, how_to_make) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise damaged(kind, path, "it is no JSON") from error
+    require_format(contents, kind, str(path), FORMAT)
+    return contents
+
+
+def values_of(contents: dict[str, Any], kind: str, place: str) -> tuple[Manifest, Arrays]:
+    """What `write_file` wrote, checked.
+
+    Raises:
+      UserError: as `read`; or the arrays are not those that were saved.
+    """
+    manifest = read(contents, kind, place)
+    with described(kind, place):
+        values = contents["values"]
+        arrays = {
+            name: np.array(values[name], layout.dtype)
+            for name, layout in manifest.arrays[_GROUP].items()
+        }
+        manifest.check(_GROUP, arrays)
+    return manifest, arrays
 
 
 def require_format(contents: Any, kind: str, place: str, newest: int) -> int:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from prepared import random_images, sized
 
-from grood_jax.data import npz
 from grood_jax.data.npz import NpzSource
 from grood_jax.support.errors import UserError
 
@@ -83,7 +82,7 @@ def test_a_file_that_was_cut_short(tmp_path):
 
 
 def test_what_is_compressed_is_not_unpacked_without_bounds(tmp_path, monkeypatch):
-    monkeypatch.setattr(npz, "MAX_UNPACKED", 1000)
+    monkeypatch.setattr("grood_jax.support.npz.MAX_UNPACKED", 1000)
     np.savez_compressed(tmp_path / SOURCE.file, images=np.zeros((6, 8, 8, 3), np.uint8))
     with pytest.raises(UserError, match="unpacks to 1280 bytes; expected at most 1000 .numpy"):
         SOURCE.open("toy", tmp_path, sized(8, 3))
