@@ -7,8 +7,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from grood_jax.support.structures import Arrays
-
 MAX_UNPACKED = 2**31
 """Bytes of compressed arrays, which must be unpacked whole."""
 
@@ -18,7 +16,7 @@ def names_of(archive: zipfile.ZipFile) -> list[str]:
     return [name[:-4] for name in archive.namelist() if name.endswith(".npy")]
 
 
-def read(stream: BinaryIO, names: Sequence[str] | None = None) -> Arrays:
+def read(stream: BinaryIO, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """Arrays of a file of ``numpy.savez``: those named, or all.
 
     Raises:
