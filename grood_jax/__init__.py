@@ -6,7 +6,7 @@ Scores are higher for more out-of-distribution samples, whatever the detector.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from grood_jax.support import moved
+from grood_jax.support import missing, moved
 
 if TYPE_CHECKING:
     from grood_jax import detectors
@@ -92,7 +92,11 @@ _ROOMS = ("backbone", "conformal", "detectors", "maths", "neighbors", "support")
 def __getattr__(name: str) -> Any:
     """Loads names when they are first asked for: a command's --help need not wait for JAX."""
     if name in _HOMES:
-        return getattr(importlib.import_module(f"grood_jax.{_HOMES[name]}"), name)
+        try:
+            return getattr(importlib.import_module(f"grood_jax.{_HOMES[name]}"), name)
+        except ModuleNotFoundError as error:
+            said = f"grood_jax.{name}: {missing.sentence(error)}"
+            raise ModuleNotFoundError(said, name=error.name) from error
     if name in _ROOMS:
         return importlib.import_module(f"grood_jax.{name}")
     raise AttributeError(f"module 'grood_jax' has no attribute {name!r}")

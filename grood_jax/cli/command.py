@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
 from grood_jax.cli.compiled import keep_compiled
+from grood_jax.support import missing
 from grood_jax.support.errors import UserError
 
 P = ParamSpec("P")
@@ -72,6 +73,9 @@ def status(work: Callable[[], object]) -> int:
     keep_compiled()
     try:
         work()
+    except ModuleNotFoundError as error:
+        print(f"error: {missing.sentence(error)}", file=sys.stderr)
+        return 1
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
+from grood_jax.support import missing
+
 COMMANDS = {
     "eval": "evaluates OOD detectors on a benchmark",
     "fit": "fits and calibrates a detector, and writes a directory to ship",
@@ -30,5 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         print(f"error: no command {words[0]!r}; expected {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    try:
+        return _run(words)
+    except ModuleNotFoundError as error:
+        print(f"error: {missing.sentence(error)}", file=sys.stderr)
+        return 1
+
+
+def _run(words: Sequence[str]) -> int:
     module = importlib.import_module(f"grood_jax.cli.{words[0].replace('-', '_')}")
     return int(module.main(words[1:]))

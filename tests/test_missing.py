@@ -1,0 +1,94 @@
+"""What needs a package that is missing says which, and --help waits for nothing slow."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from grood_jax.support import missing
+
+OTHERS = (
+    *("PIL", "array_record", "flax", "matplotlib", "optax", "orbax", "requests", "sklearn"),
+    *("tensorflow_datasets", "tqdm", "tyro"),
+)
+BLOCK = f"""
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {OTHERS}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Block())
+"""
+
+
+def alone(program: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", BLOCK + program], capture_output=True, text=True, timeout=240
+    )
+
+
+def test_what_needs_more_says_what():
+    done = alone("import grood_jax\ngrood_jax.OODClassifier")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ModuleNotFoundError: grood_jax.OODClassifier: the package ")
+    assert "is missing; install it with pip install " in last
+
+
+def test_a_command_says_it_in_one_line():
+    done = alone("from grood_jax.cli.main import main\nsys.exit(main(['serve', '.']))")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: the package tyro is missing; install it with pip install tyro\n"
+
+
+def test_pip_has_other_names():
+    error = ModuleNotFoundError("No module named 'sklearn'", name="sklearn.metrics")
+    assert "pip install scikit-learn" in missing.sentence(error)
+
+
+def test_our_own_mistakes_are_no_missing_package():
+    error = ModuleNotFoundError("No module named 'grood_jax.x'", name="grood_jax.x")
+    with pytest.raises(ModuleNotFoundError, match="grood_jax.x"):
+        missing.sentence(error)
+
+
+HELP = """
+import contextlib, importlib, io, json, sys
+module = importlib.import_module(sys.argv[1])
+with contextlib.redirect_stdout(io.StringIO()) as said:
+    try:
+        module.main(["--help"])
+    except SystemExit as stop:
+        assert not stop.code
+print(json.dumps([said.getvalue(), sorted({name.partition(".")[0] for name in sys.modules})]))
+"""
+SLOW = {"jax", "flax", "orbax", "optax", "sklearn", "scipy", "matplotlib", "tensorflow_datasets"}
+DOORS = ("eval", "fit", "predict", "serve", "train", "models.import_torch", "data.convert")
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_help_waits_for_nothing_slow(door):
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, f"grood_jax.{door}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(Path(missing.__file__).parents[2])},
+    )
+    assert done.returncode == 0, done.stderr
+    said, loaded = json.loads(done.stdout)
+    assert f"python -m grood_jax.{door}" in said
+    assert SLOW & set(loaded) == set()
+
+
+def test_the_listed_detectors_are_those_of_the_registry():
+    from grood_jax import detectors
+    from grood_jax.cli import listing
+
+    options = listing._from_sources()
+    assert options is not None
+    assert list(options.items()) == [(name, detectors.options(name)) for name in detectors.names()]
