@@ -46,9 +46,9 @@ def test_badges_and_installs_name_one_repository():
         assert 'if "google.colab" in sys.modules:' in install.source
         repositories |= {repository, installed}
         assert f"[![Colab]({BADGE_IMAGE})]" in first.source
-    readme = BADGE.findall((FOLDER.parent.parent / "README.md").read_text())
-    assert [path for _, path in readme] == [f"experiments/notebooks/{name}.ipynb" for name in NAMES]
-    assert len(repositories | {repository for repository, _ in readme}) == 1
+    listed = BADGE.findall((FOLDER.parent.parent / "docs" / "notebooks.md").read_text())
+    assert [path for _, path in listed] == [f"experiments/notebooks/{name}.ipynb" for name in NAMES]
+    assert len(repositories | {repository for repository, _ in listed}) == 1
 
 
 BADGE_IMAGE = "https://colab.research.google.com/assets/colab-badge.svg"

@@ -1,4 +1,4 @@
-"""The arithmetic of the tables of results, and what training over seeds records."""
+"""Tables of results come from the files of results; what training over seeds records."""
 
 import importlib.util
 import json
@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = ROOT / "experiments"
+RESULTS = sorted((EXPERIMENTS / "results").glob("*.json"))
 
 
 def script(path):
@@ -21,6 +23,42 @@ def script(path):
 
 
 TABLES = script("tools/tables.py")
+
+
+def results_of(*names):
+    return [json.loads((EXPERIMENTS / "results" / f"{name}.json").read_text()) for name in names]
+
+
+def text(path):
+    return (ROOT / path).read_text("utf-8")
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_every_results_file_has_its_tables(path):
+    made = TABLES.tables(json.loads(path.read_text()))
+    assert made
+    for table in made:
+        assert table in text("experiments/RESULTS.md")
+
+
+def test_the_readme_has_a_small_table():
+    names = ("cifar10_seeds", "cifar10_resnet20_seeds", "fashion_mnist_seeds")
+    table = TABLES.seeds_summary_markdown(results_of(*names))
+    assert table in text("README.md")
+    assert len(table.splitlines()) - 2 <= 10
+
+
+def test_the_tables_of_all_detectors_and_over_seeds_come_from_the_evaluations():
+    results = text("experiments/RESULTS.md")
+    found = results_of("digits_all", "fashion_mnist", "cifar10")
+    assert TABLES.summary_markdown(found) in results
+    names = ("cifar10_seeds", "cifar10_resnet20_seeds", "fashion_mnist_seeds", "digits_seeds")
+    assert TABLES.seeds_summary_markdown(results_of(*names)) in results
+
+
+def test_the_plan_for_imagenet_comes_from_the_rates():
+    found = results_of("benchmark_loader", "benchmark_models", "benchmark_imagenet")
+    assert TABLES.plan_markdown(*found, "resnet50") in text("docs/how-to/imagenet.md")
 
 
 def of_seeds(aurocs, fpr95s):
