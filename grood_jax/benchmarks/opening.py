@@ -1,6 +1,5 @@
 """Finding all the sets of a benchmark before anything is computed."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from grood_jax.benchmarks.base import Benchmark, Group, require_distinct
-from grood_jax.data.batching import OnUnreadable, read_readable
 from grood_jax.data.finding import Kind, SetSpec, Wanted, find_sets
 from grood_jax.data.preprocessing import Preprocessing
-from grood_jax.data.sets import ImageSet, LimitedSet, PartOfSet
+from grood_jax.data.sets import ImageSet, LimitedSet, PartOfSet, fingerprint
 from grood_jax.data.tfds import default_data_dir
 from grood_jax.support import checks
 from grood_jax.support.errors import UserError
@@ -21,9 +19,6 @@ from grood_jax.support.progress import tell
 VALIDATION_EVERY = 10
 """Of how many ID test images one is for validation, where options are chosen and no validation
 set is found."""
-
-SAMPLED = 16
-"""Images whose pixels tell two sets apart."""
 
 
 @dataclass(frozen=True)
@@ -170,21 +165,23 @@ def open_benchmark(
     )
 
 
-def identity(images: ImageSet, on_unreadable: OnUnreadable | None = None) -> dict[str, Any]:
-    """What tells sets of images apart: name, source, size, and a checksum of a few images.
+def identity(images: ImageSet, *, content: bool = False) -> dict[str, Any]:
+    """What tells sets of images apart: name, source, size, and a fingerprint.
+
+    That is of every image and label: of their content, or, of many large files, of names, sizes
+    and times of change.
 
     Args:
       images: the set.
-      on_unreadable: as for `grood_jax.data.batches`; such images are left out of the checksum.
+      content: of content, however much it is.
     """
-    rows = np.linspace(0, len(images) - 1, min(len(images), SAMPLED)).astype(np.int64)
-    pixels, labels, _ = read_readable(images, rows, on_unreadable)
-    some = b"" if pixels is None else np.ascontiguousarray(pixels).tobytes()
+    found = fingerprint(images, content)
     return {
         "set": images.name,
         "source": images.source,
         "n": len(images),
-        "checksum": hashlib.sha256(some + labels.tobytes()).hexdigest(),
+        "checksum": found.checksum,
+        "checksum of": found.of,
     }
 
 

@@ -12,7 +12,12 @@ from jaxtyping import Int, UInt8
 
 from grood_jax.data import pictures
 from grood_jax.data.preprocessing import Preprocessing
-from grood_jax.data.sets import UnreadableImage
+from grood_jax.data.sets import (
+    Fingerprint,
+    UnreadableImage,
+    array_bytes,
+    fingerprint_of_files,
+)
 from grood_jax.data.tfds import first_line
 from grood_jax.support.errors import UserError
 
@@ -68,6 +73,11 @@ class FolderSet:
                 why = isinstance(error, OSError) and error.strerror or first_line(error)
                 raise UnreadableImage(f"{self.name}: {path} cannot be read: {why}") from error
         return images, self.labels[indices]
+
+    def fingerprint(self, content: bool = False) -> Fingerprint:
+        """Of all files and labels."""
+        files = (self.root / path for path in self.paths)
+        return fingerprint_of_files(files, array_bytes(self.labels), content, self.root)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Sets of images as arrays in ``.npz`` files."""
 
+import hashlib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,13 @@ from jaxtyping import Int, UInt8
 
 from grood_jax.data.folders import require_absent
 from grood_jax.data.preprocessing import Preprocessing
-from grood_jax.data.sets import UnreadableImage
+from grood_jax.data.sets import (
+    CHEAP,
+    Fingerprint,
+    UnreadableImage,
+    array_bytes,
+    fingerprint_of_files,
+)
 from grood_jax.data.tfds import first_line
 from grood_jax.support import npz
 from grood_jax.support.errors import UserError
@@ -53,6 +60,14 @@ class NpzSet:
             except ValueError as error:
                 raise UnreadableImage(f"{self.name}: image {row}: {error}") from error
         return images, self.labels[indices]
+
+    def fingerprint(self, content: bool = False) -> Fingerprint:
+        """Of the arrays; of a large file's name, size and time instead of its images."""
+        file = getattr(self.images, "filename", None)
+        if content or file is None or self.images.nbytes <= CHEAP:
+            contents = array_bytes(self.images) + array_bytes(self.labels)
+            return Fingerprint(hashlib.sha256(contents).hexdigest(), "content")
+        return fingerprint_of_files([Path(file)], array_bytes(self.labels))
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,19 @@
 """What a set of images is, and sets held in memory."""
 
+import hashlib
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from grood_jax.support.errors import UserError
+
+CHEAP = 2**28
+"""Bytes of a set's files up to which its fingerprint is of their content unless asked otherwise."""
 
 
 class UnreadableImage(UserError):
@@ -45,6 +52,99 @@ class ImageSet(Protocol):
 
 
 @dataclass(frozen=True)
+class Fingerprint:
+    """What tells sets apart, down to each image and label.
+
+    Attributes:
+      checksum: a SHA-256, hexadecimal.
+      of: what it is of: all content; or, of large files, names, sizes and times of change. Labels
+        are in either.
+    """
+
+    checksum: str
+    of: Literal["content", "files"]
+
+
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """A set that has a fingerprint without its images being decoded."""
+
+    def fingerprint(self, content: bool = False) -> Fingerprint:
+        """The fingerprint; of all content on request, however much that is."""
+        ...
+
+
+def fingerprint_of_files(
+    files: Iterable[Path], about: bytes, content: bool = False, root: Path | None = None
+) -> Fingerprint:
+    """The fingerprint of files: of their content if it is asked for, or no more than `CHEAP`.
+
+    Args:
+      files: the files; one that is missing is told from one that is there.
+      about: what else the set consists of: labels.
+      content: read them, however large they are.
+      root: names count from there.
+    """
+    digest = hashlib.sha256(about)
+    found: list[tuple[Path, os.stat_result | None]] = []
+    for path in files:
+        try:
+            found.append((path, path.stat()))
+        except (OSError, ValueError):
+            found.append((path, None))
+    whole = content or sum(facts.st_size for _, facts in found if facts is not None) <= CHEAP
+    for path, facts in found:
+        name = os.path.relpath(path, root) if root is not None else path.name
+        size = None if facts is None else facts.st_size
+        digest.update(f"\0{name!r} {size}".encode())
+        if facts is None:
+            continue
+        if not whole:
+            digest.update(f" {facts.st_mtime_ns}".encode())
+            continue
+        try:
+            with path.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        except OSError as error:
+            digest.update(f" {error.errno}".encode())
+    return Fingerprint(digest.hexdigest(), "content" if whole else "files")
+
+
+def fingerprint_of_part(full: Fingerprint, part: bytes) -> Fingerprint:
+    """The fingerprint of a part of a set."""
+    checksum = hashlib.sha256(full.checksum.encode() + part).hexdigest()
+    return Fingerprint(checksum, full.of)
+
+
+def array_bytes(array: np.ndarray) -> bytes:
+    """An array's dtype, shape and SHA-256."""
+    digest = hashlib.sha256()
+    for start in range(0, len(array), step := max(1, CHEAP // max(1, array[:1].nbytes))):
+        digest.update(np.ascontiguousarray(array[start : start + step]).data)
+    return f"{array.dtype.str} {array.shape} {digest.hexdigest()}".encode()
+
+
+def fingerprint(images: ImageSet, content: bool = False) -> Fingerprint:
+    """The set's own fingerprint; where it has none, that of all its images, as they are read.
+
+    Args:
+      images: the set.
+      content: of all content, however much that is.
+    """
+    if isinstance(images, Fingerprinted):
+        return images.fingerprint(content)
+    digest = hashlib.sha256(str(len(images)).encode())
+    for row in range(len(images)):
+        try:
+            pixels, labels = images.read(np.array([row]))
+        except UnreadableImage:
+            digest.update(b"unreadable")
+        else:
+            digest.update(array_bytes(np.asarray(pixels)) + array_bytes(np.asarray(labels)))
+    return Fingerprint(digest.hexdigest(), "content")
+
+
+@dataclass(frozen=True)
 class ArraySet:
     """A set held in memory."""
 
@@ -62,6 +162,12 @@ class ArraySet:
     ) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
         """Images and labels at the indices."""
         return self.images[indices], self.labels[indices]
+
+    def fingerprint(self, content: bool = False) -> Fingerprint:
+        """Of all images and labels."""
+        del content
+        contents = array_bytes(self.images) + array_bytes(self.labels)
+        return Fingerprint(hashlib.sha256(contents).hexdigest(), "content")
 
 
 @dataclass(frozen=True)
@@ -90,6 +196,10 @@ class LimitedSet:
         spaced = np.asarray(indices, np.int64) * len(self.full) // len(self)
         return self.full.read(spaced)
 
+    def fingerprint(self, content: bool = False) -> Fingerprint:
+        """Of the whole set, and how much of it this is."""
+        return fingerprint_of_part(fingerprint(self.full, content), f"{len(self)}".encode())
+
 
 @dataclass(frozen=True)
 class PartOfSet:
@@ -114,3 +224,8 @@ class PartOfSet:
     ) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
         """Images and labels at the indices."""
         return self.full.read(self.rows[indices])
+
+    def fingerprint(self, content: bool = False) -> Fingerprint:
+        """Of the whole set, and which part of it this is."""
+        rows = array_bytes(np.asarray(self.rows, np.int64))
+        return fingerprint_of_part(fingerprint(self.full, content), rows)

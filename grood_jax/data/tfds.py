@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from grood_jax.data.preprocessing import Preprocessing
-from grood_jax.data.sets import UnreadableImage
+from grood_jax.data.sets import Fingerprint, UnreadableImage, fingerprint_of_files
 from grood_jax.support.errors import UserError
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -61,6 +61,11 @@ class TfdsSet:
                 # Pillow's many decoders raise whatever they meet.
                 raise self._damaged(row, error) from error
         return images, np.asarray([record.get("label", -1) for record in records], np.int32)
+
+    def fingerprint(self, content: bool = False) -> Fingerprint:
+        """Of the files, which hold the labels too."""
+        files = [file for file, _ in self.files]
+        return fingerprint_of_files(files, self.source.encode(), content)
 
     def check_files(self) -> None:
         """Reads the last record of each file: a truncated one is found before the work begins.

@@ -5,7 +5,7 @@ Each step takes values and gives values; what is printed and written stands in `
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -230,9 +230,17 @@ def open_inputs(
     )
     bad = BadImages() if config.skip_bad_images else None
     read = Reader(
-        preprocessing, config.batch_size, show_progress, config.workers, bad, crew, as_bytes=True
+        preprocessing,
+        config.batch_size,
+        show_progress,
+        config.workers,
+        bad,
+        crew,
+        as_bytes=True,
+        content=config.whole_fingerprints,
     )
     memo = crew.agreed(_memo(config, loaded, data, say, read))
+    read = replace(read, memo=memo)
     return Inputs(config, benchmark, data, loaded, directory, backbone, read, memo)
 
 

@@ -74,6 +74,8 @@ class EvalConfig(Setting):
         every tenth ID test image is for validation then, and no longer in the test set.
       cache_dir: keep the network's outputs there; the next evaluation of the same network on the
         same images runs no network.
+      whole_fingerprints: tell sets apart by all their content; by default where that is more than
+        256 MiB, by labels and by names, sizes and times of change of their files.
       report: write report.html, and its figures as files, beside results.json; needs matplotlib.
       save_scores: write scores.npz beside results.json: float32 arrays by DETECTOR/SET.
       distributed: evaluate in several processes that are given the same command, each of which
@@ -91,6 +93,7 @@ class EvalConfig(Setting):
     skip_bad_images: bool = False
     search: bool = False
     cache_dir: Path | None = None
+    whole_fingerprints: bool = False
     report: bool = True
     save_scores: bool = False
     distributed: bool = False

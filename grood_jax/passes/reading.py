@@ -1,5 +1,6 @@
 """Reading sets of images as an evaluation does, with what could not be read."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +14,7 @@ from grood_jax import benchmarks
 from grood_jax.data import ArraySet, Batch, ImageSet, Preprocessing, batches, builtin
 from grood_jax.data.sets import UnreadableImage
 from grood_jax.passes.forward import TrainingBatches
+from grood_jax.passes.memo import Form, Memo, make_anew
 from grood_jax.passes.processes import Processes
 
 
@@ -20,16 +22,12 @@ from grood_jax.passes.processes import Processes
 class BadImages:
     """Images that could not be read, by their sets and rows, with what was wrong."""
 
-    found: dict[str, dict[int, str]] = field(default_factory=dict)
+    found: dict[int, tuple[ImageSet, dict[int, str]]] = field(default_factory=dict)
 
     def of(self, images: ImageSet) -> dict[int, str]:
         """Those of a set."""
-        return self.found.setdefault(_title(images), {})
-
-
-def _title(images: ImageSet) -> str:
-    """What tells the sets of one evaluation apart."""
-    return f"{images.name} of {images.source}"
+        # By the set itself: two may have the same name and source.
+        return self.found.setdefault(id(images), (images, {}))[1]
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,8 @@ class Reader:
       bad: gathers images that cannot be read, and are left out; None where they end the run.
       crew: the processes that read together.
       as_bytes: leaves normalising to the backbone, in the compiled pass.
+      memo: remembers which images could not be read, as it does what the others gave.
+      content: fingerprints are of all content, however much that is.
     """
 
     preprocessing: Preprocessing
@@ -53,33 +53,27 @@ class Reader:
     bad: BadImages | None = None
     crew: Processes = Processes()
     as_bytes: bool = False
-    _identities: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    memo: Memo = make_anew
+    content: bool = False
+    _identities: dict[int, tuple[ImageSet, dict[str, Any]]] = field(
+        default_factory=dict, repr=False
+    )
+    _passed: dict[int, ImageSet] = field(default_factory=dict, repr=False)
 
     def __call__(
         self, images: ImageSet, name: str, rows: np.ndarray | None = None
     ) -> Iterable[Batch]:
         """Batches of a set; of some rows, in their order."""
         chosen = np.arange(len(images)) if rows is None else rows
-        return self.crew.share(partial(self._own, images, name), chosen)
+        read = self._own if rows is not None else self._whole
+        return self.crew.share(partial(read, images, name), chosen)
 
     def training(self, images: ImageSet) -> TrainingBatches:
         """Batches of a training set, and again of some of its images that could be read."""
-        passed = self.bad is None
-
-        def whole(name: str, rows: np.ndarray) -> Iterable[Batch]:
-            nonlocal passed
-            yield from self._own(images, name, rows)
-            passed = True
 
         def read(rows: np.ndarray | None) -> Iterable[Batch]:
-            everything = np.arange(len(images))
             if rows is None:
-                return self.crew.share(partial(whole, "training set"), everything)
-            if not passed:
-                # Where the network's outputs were recalled, no image has been read yet.
-                looking = partial(whole, "looking for unreadable images")
-                for _ in self.crew.share(looking, everything):
-                    pass
+                return self(images, "training set")
             return self(images, "mix-up", self.readable(images)[rows])
 
         return read
@@ -94,37 +88,61 @@ class Reader:
 
     def identity(self, images: ImageSet) -> dict[str, Any]:
         """What tells sets of images apart."""
-        title = _title(images)
-        if title not in self._identities:
-            # Whatever cannot be read here is met again, and counted then.
-            ignore = None if self.bad is None else lambda *_: None
-            self._identities[title] = benchmarks.identity(images, ignore)
-        return self._identities[title]
+        key = id(images)
+        if key not in self._identities:
+            self._identities[key] = images, benchmarks.identity(images, content=self.content)
+        return self._identities[key][1]
 
     def described(self, images: ImageSet) -> dict[str, Any]:
-        """A set's source, size and fingerprint, for the results."""
+        """A set's source, size and fingerprint, for the results; all processes must ask at once."""
         found = self.identity(images)
-        known = {"source": images.source, "n": len(images), "fingerprint": found["checksum"]}
-        return known if self.bad is None else known | {"unreadable": len(self._bad_rows(images))}
+        known = {
+            "source": images.source,
+            "n": len(images),
+            "fingerprint": found["checksum"],
+            "fingerprint_of": found["checksum of"],
+        }
+        return known if self.bad is None else known | {"unreadable": len(self._unreadable(images))}
 
     def readable(self, images: ImageSet) -> np.ndarray:
-        """Rows that could be read, as far as they were; all processes must ask at the same time."""
-        return np.setdiff1d(np.arange(len(images)), self._bad_rows(images))
+        """Rows that could be read; all processes must ask at the same time."""
+        return np.setdiff1d(np.arange(len(images)), sorted(self._unreadable(images)))
 
     def complaints(self) -> list[str]:
         """What was left out, in lines."""
         found = {} if self.bad is None else self.bad.found
         return [
-            f"left out {len(rows)} unreadable images of {name}: {next(iter(rows.values()))}"
+            f"left out {len(rows)} unreadable images of {images.name} of {images.source}: "
+            + next(iter(rows.values()))
             + (", …" if len(rows) > 1 else "")
-            for name, rows in found.items()
+            for images, rows in found.values()
             if rows
         ]
 
-    def _bad_rows(self, images: ImageSet) -> np.ndarray:
-        """Rows that could not be read, in any process; all must ask at the same time."""
-        own = [] if self.bad is None else sorted(self.bad.of(images))
-        return np.unique(self.crew.gathered(np.array(own, np.int32)))
+    def _unreadable(self, images: ImageSet) -> dict[int, str]:
+        """What could not be read, in any process; all must ask at the same time."""
+        if self.bad is None:
+            return {}
+        own = self.bad.of(images)
+
+        def make() -> np.ndarray:
+            if id(images) not in self._passed:
+                # Where the network's outputs were recalled, no image has been read yet.
+                for _ in self(images, "looking for unreadable images"):
+                    pass
+            lines = "".join(json.dumps(pair) + "\n" for pair in sorted(own.items()))
+            return self.crew.gathered(np.frombuffer(lines.encode(), np.uint8))
+
+        form = Form(("rows",), lambda array: {"rows": array}, lambda arrays: arrays["rows"])
+        about = {"what": "unreadable images", **self.identity(images)}
+        lines = self.memo(about, form, make).tobytes().decode()
+        own.update((int(row), str(words)) for row, words in map(json.loads, lines.splitlines()))
+        return own
+
+    def _whole(self, images: ImageSet, name: str, rows: np.ndarray) -> Iterable[Batch]:
+        """This process's batches of the whole set."""
+        yield from self._own(images, name, rows)
+        self._passed[id(images)] = images
 
     def _own(self, images: ImageSet, name: str, rows: np.ndarray) -> Iterable[Batch]:
         """This process's batches."""
