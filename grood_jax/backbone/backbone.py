@@ -222,6 +222,14 @@ class Backbone:
         mean = np.asarray(self.input_mean, np.float32).reshape(1, 1, 1, -1)
         return jnp.asarray(images) * (np.float32(1 / 255) / std) - mean / std
 
+    def __repr__(self) -> str:
+        """One line: how much it holds, and what it can give."""
+        leaves = jax.tree.leaves(self.arrays)
+        numbers = sum(int(np.size(leaf)) for leaf in leaves)
+        gives = [name for name in ("head", "layers") if getattr(self, name) is not None]
+        extra = f", with {' and '.join(gives)}" if gives else ""
+        return f"Backbone({len(leaves)} arrays, {numbers:,} numbers{extra})"
+
     def hidden(self, images: Shaped[Array | np.ndarray, "b ..."]) -> Float[Array, "b ..."]:
         """The activations at the cut, (B, ...).
 
@@ -297,6 +305,16 @@ class Backbone:
     def __call__(self, images: Shaped[Array | np.ndarray, "b ..."]) -> Outputs:
         """Features (B, D) and logits (B, C) of images; raises as `hidden` and `finish` do."""
         return self.finish(self.hidden(images))
+
+
+def require_backbone(backbone: Any) -> Backbone:
+    """Returns ``backbone``; raises TypeError unless it is one, with how to make one."""
+    if not isinstance(backbone, Backbone):
+        raise TypeError(
+            f"backbone is a {type(backbone).__name__}; expected a Backbone: make it with "
+            "Backbone.from_nnx(model, cut=…), from_linen or from_functions"
+        )
+    return backbone
 
 
 def _checked_std(input_std: Sequence[float]) -> tuple[float, ...]:

@@ -31,6 +31,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from grood_jax.support import checks
 
+MOST_CLASSES = 2**24
+"""A larger number of classes is taken for a mistake: memory grows with it."""
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ def calibrate(
 
     Raises:
       TypeError: scores that are no real numbers, classes or a number of them that are no integers.
-      ValueError: no scores, NaN, a shape that does not fit, a class outside [0, C), or only one of
-        ``classes`` and ``num_classes``.
+      ValueError: no scores, NaN, a shape that does not fit, a class outside [0, C), a C beyond
+        `MOST_CLASSES`, or only one of ``classes`` and ``num_classes``.
     """
     values = np.asarray(_numbers("scores", scores))
     if len(values) == 0:
@@ -75,7 +78,7 @@ def calibrate(
                 f"{missing} is None; expected both classes and num_classes, or neither"
             )
         return Calibration(jnp.asarray(np.sort(values)), None)
-    count = checks.at_least("num_classes", num_classes, 1)
+    count = checks.at_least("num_classes", num_classes, 1, MOST_CLASSES)
     groups = np.asarray(checks.classes("classes", classes, count, values.shape))
     order = np.lexsort((values, groups))
     starts = np.searchsorted(groups[order], np.arange(count + 1)).astype(np.int32)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from grood_jax import detectors
-from grood_jax.backbone.backbone import Backbone
+from grood_jax.backbone.backbone import Backbone, require_backbone
 from grood_jax.backbone.outputs import Outputs
 from grood_jax.conformal import calibration as conformal
 from grood_jax.conformal.calibration import Calibration
@@ -68,6 +68,16 @@ class Prediction:
         """How many images there are."""
         return len(self.label)
 
+    def __repr__(self) -> str:
+        """All of a few answers; the first and the last of many."""
+        parts = []
+        for name, array in vars(self).items():
+            text = np.array2string(
+                array, precision=4, separator=", ", threshold=8, max_line_width=10**6
+            )
+            parts.append(f"{name}={text}")
+        return f"Prediction({', '.join(parts)})"
+
 
 @dataclass(frozen=True)
 class References:
@@ -114,6 +124,16 @@ class OODClassifier:
     target_tpr: float
     per_class: bool
 
+    def __repr__(self) -> str:
+        """One line: what it is made of, and how it was calibrated."""
+        options = ", ".join(f"{name}={value!r}" for name, value in self.detector.options.items())
+        return (
+            f"OODClassifier({self.detector.name}({options})"[:200]
+            + f", {self.backbone}, {self.num_classes} classes, images {self.image_shape}, "
+            f"calibrated on {len(self.held_out_scores)}, target_tpr={self.target_tpr:g}, "
+            f"per_class={self.per_class})"
+        )
+
     @classmethod
     def fit(
         cls,
@@ -155,6 +175,8 @@ class OODClassifier:
           UserError: the detector needs what the backbone cannot give; too few calibration images.
           ValueError: what the detector's fit raises; NaN; shapes that differ.
         """
+        require_backbone(backbone)
+        checks.key("key", key)
         _checked_rate(target_tpr)
         checks.flag("per_class", per_class)
         if not isinstance(detector, Detector):
@@ -419,7 +441,7 @@ class OODClassifier:
           UserError: another classifier, a detector that is not known here, or a description that
             is none of `take_apart`'s.
         """
-        fingerprint = checkpoints.fingerprint_of(backbone.arrays)
+        fingerprint = checkpoints.fingerprint_of(require_backbone(backbone).arrays)
         with manifests.described("classifier", path):
             if fingerprint != about["model"]:
                 raise UserError(

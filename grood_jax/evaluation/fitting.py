@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from grood_jax.backbone.backbone import Backbone
+from grood_jax.backbone.backbone import Backbone, require_backbone
 from grood_jax.backbone.outputs import Mix, Need, Outputs
 from grood_jax.data import Batch
 from grood_jax.detectors import Detector, MixedTraining, Noise, OODSource, Training, Validation
@@ -19,6 +19,7 @@ from grood_jax.passes.devices import on_one
 from grood_jax.passes.forward import TrainingBatches, extract, extract_labelled, require_needs
 from grood_jax.passes.memo import Memo, make_anew
 from grood_jax.passes.training_pass import TrainingPass, run_training_set
+from grood_jax.support import checks
 from grood_jax.support.errors import UserError
 
 SCORE_ROWS = 1024
@@ -147,7 +148,8 @@ def prepare(
         the backbone cannot give.
       ValueError: labels that are no classes, or outputs that are not finite.
     """
-    sample_key, noise_key, fit_key = jax.random.split(key, 3)
+    require_backbone(backbone)
+    sample_key, noise_key, fit_key = jax.random.split(checks.key("key", key), 3)
     detectors = tuple(detectors)
     sources = {d.ood for _, d in detectors if d.ood is not None}
     _require_sources(sources, noise, validation)

@@ -112,6 +112,11 @@ class Bank:
     memory: int = field(metadata={"static": True})
     host: HostRows | None = field(default=None, metadata={"static": True})
 
+    def __repr__(self) -> str:
+        """One line: rows, columns, and where the rows lie."""
+        place = "the device" if self.host is None else "the host"
+        return f"Bank({self.size} rows of {self.width}, {self.axes} axes, on {place})"
+
     @property
     def width(self) -> int:
         """Columns, D."""
@@ -142,6 +147,11 @@ class ShardedBank:
     mesh: Mesh = field(metadata={"static": True})
     bank_axis: str = field(metadata={"static": True})
     query_axis: str | None = field(metadata={"static": True})
+
+    def __repr__(self) -> str:
+        """One line: rows, columns, and over which devices they are divided."""
+        axes = dict(self.mesh.shape)
+        return f"ShardedBank({self.size} rows of {self.width}, over {self.bank_axis!r} of {axes})"
 
     @property
     def width(self) -> int:

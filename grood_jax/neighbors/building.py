@@ -177,10 +177,12 @@ def sampled_rows(key: Array, count: int, sampling_ratio: float) -> Int[np.ndarra
     """A share of ``count`` row numbers, at least one, drawn without replacement; ascending.
 
     Raises:
-      TypeError: ``sampling_ratio`` is no number.
+      TypeError: ``sampling_ratio`` is no number, or ``key`` no random key (also where all rows
+        are kept, and none is drawn).
       ValueError: it lies outside (0, 1].
     """
     checks.fraction("sampling_ratio", sampling_ratio, zero=False)
+    checks.key("key", key)
     kept = max(1, round(sampling_ratio * count))
     if kept == count:
         return np.arange(count)

@@ -127,3 +127,22 @@ def array_of(name: str, array: Any) -> Any:
 
 def _written(shape: Sequence[int | str]) -> str:
     return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+
+
+def key(name: str, value: Any) -> Any:
+    """Returns ``value``; raises TypeError unless it is one random key, of whichever style.
+
+    Tracers pass as what they stand for.
+    """
+    dtype: Any = getattr(value, "dtype", None)
+    shape = getattr(value, "shape", None)
+    if isinstance(value, jax.Array | np.ndarray) and shape is not None:
+        if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            fits = shape == ()
+        else:
+            # Keys of the old style, of threefry's or rbg's size.
+            fits = dtype == jnp.uint32 and shape in ((2,), (4,))
+        if fits:
+            return value
+    described = repr(value)[:40] if shape is None else f"of dtype {dtype} and shape {shape}"
+    raise TypeError(f"{name} is {described}; expected a random key, as jax.random.key(0) makes it")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from grood_jax.support.arrays import array_of, classes, finite, room, shaped
+    from grood_jax.support.arrays import array_of, classes, finite, key, room, shaped
 
 __all__ = [
     "array_of",
@@ -17,6 +17,7 @@ __all__ = [
     "finite",
     "flag",
     "fraction",
+    "key",
     "percent",
     "positive",
     "room",
