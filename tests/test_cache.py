@@ -178,8 +178,8 @@ def test_a_file_of_0_1_0_is_made_anew(memo, said, tmp_path):
 def test_arrays_keep_their_dtype(memo, said, dtype):
     arrays = {"features": np.arange(6).reshape(2, 3).astype(dtype), "none": np.zeros((0, 2), dtype)}
     memo(ABOUT, form(*arrays), Making(**arrays))
-    recalled = memo(ABOUT, form(*arrays), Making())
+    remembered = memo(ABOUT, form(*arrays), Making())
     assert said == []
     for name, array in arrays.items():
-        assert recalled[name].dtype == array.dtype
-        np.testing.assert_array_equal(recalled[name], array)
+        assert remembered[name].dtype == array.dtype
+        np.testing.assert_array_equal(remembered[name], array)
