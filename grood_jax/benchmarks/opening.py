@@ -146,6 +146,10 @@ def open_benchmark(
     for images in opened:
         for line in getattr(images, "left_out", ()):
             say(line)
+    labelled = ("train", "test", *(key for key in wanted if key.startswith("shifted ")))
+    for key, images in zip(wanted, opened, strict=True):
+        if key in labelled and images is not None:
+            require_labels(wanted[key].title, images, benchmark.num_classes)
     found = {
         key: _limited(images, limit)
         for key, images in zip(wanted, opened, strict=True)
@@ -185,6 +189,26 @@ def identity(images: ImageSet, *, content: bool = False) -> dict[str, Any]:
     }
 
 
+def require_labels(title: str, images: ImageSet, num_classes: int) -> None:
+    """Checks the labels of a set that is to have them, where they are known before it is read.
+
+    Args:
+      title: what messages call the set.
+      images: the set.
+      num_classes: how many classes there are.
+
+    Raises:
+      UserError: a label is no class; it is named with its row.
+    """
+    labels = getattr(images, "labels", None)
+    if labels is None:
+        return
+    try:
+        checks.labels(f"{title} of {images.source}", labels, num_classes)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def _validation(
     benchmark: Benchmark,
     test: ImageSet,
@@ -200,6 +224,7 @@ def _validation(
             wanted, data_dir, preprocessing, download=False, skip_missing=True, source=source
         )
         if own is not None:
+            require_labels(f"{own.name} (ID validation)", own, benchmark.num_classes)
             return test, _limited(own, limit)
     rows = np.arange(len(test))
     held_out = rows % VALIDATION_EVERY == 0

@@ -160,7 +160,7 @@ def _generate(
                 )
             places = first + np.flatnonzero(readable)
             batch.images[places] = preprocessing.normalize(found) if normalize else found
-            batch.labels[places] = labels
+            batch.labels[places] = checks.int32(f"labels of {images.name}", labels)
             batch.valid[places] = True
 
     def submit(start: int) -> tuple[Batch, list[Future[None]]]:

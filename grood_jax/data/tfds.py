@@ -16,6 +16,7 @@ from jaxtyping import Int, UInt8
 
 from grood_jax.data.preprocessing import Preprocessing
 from grood_jax.data.sets import Fingerprint, UnreadableImage, fingerprint_of_files
+from grood_jax.support import checks
 from grood_jax.support.errors import UserError
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -60,7 +61,8 @@ class TfdsSet:
             except Exception as error:
                 # Pillow's many decoders raise whatever they meet.
                 raise self._damaged(row, error) from error
-        return images, np.asarray([record.get("label", -1) for record in records], np.int32)
+        labels = np.asarray([record.get("label", -1) for record in records], np.int64)
+        return images, checks.int32(f"labels of {self.name}", labels)
 
     def fingerprint(self, content: bool = False) -> Fingerprint:
         """Of the files, which hold the labels too."""

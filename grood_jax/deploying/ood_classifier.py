@@ -667,6 +667,7 @@ def _batches(name: str, given: Iterable[LabelledImages | Any]) -> Iterator[Batch
                 f"{name} holds labels of dtype {labels.dtype} and shape {labels.shape}; expected "
                 f"integers ({len(images)},)"
             )
+        labels = checks.int32(f"{name}: labels", labels)
         shape = shape or images.shape[1:]
         if images.shape[1:] != shape:
             raise ValueError(f"{name} holds images {images.shape[1:]}; expected {shape} as before")
@@ -680,7 +681,7 @@ def _batch(images: np.ndarray, labels: np.ndarray, size: int) -> Batch:
     missing = size - len(images)
     return Batch(
         np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]),
-        np.pad(labels.astype(np.int32), (0, missing)),
+        np.pad(labels, (0, missing)),
         np.arange(size) < len(images),
     )
 

@@ -15,6 +15,7 @@ from grood_jax.backbone.backbone import Backbone, require_backbone
 from grood_jax.backbone.outputs import Mix, Need, Outputs
 from grood_jax.data import Batch
 from grood_jax.detectors import Detector, MixedTraining, Noise, OODSource, Training, Validation
+from grood_jax.evaluation.accuracy import warn_of_chance
 from grood_jax.passes.devices import on_one
 from grood_jax.passes.forward import TrainingBatches, extract, extract_labelled, require_needs
 from grood_jax.passes.memo import Memo, make_anew
@@ -165,6 +166,9 @@ def prepare(
     early = mixes or any(isinstance(source, MixedTraining) for source in sources)
     fit_needs = tuple(sorted({need for _, d in detectors for need in d.fit_needs}))
     seen = run_training_set(backbone, train, early=early, needs=fit_needs, memo=memo)
+    logits = jnp.asarray(seen.outputs.logits)
+    right = int((logits.argmax(axis=1) == seen.labels).sum())
+    warn_of_chance("the training set", right, *logits.shape)
 
     def outputs_of(batches: Iterable[Batch], about: Mapping[str, Any]) -> Outputs:
         return extract_labelled(backbone, batches, memo=memo, about=about)[0]

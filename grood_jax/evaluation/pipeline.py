@@ -21,6 +21,7 @@ from grood_jax.benchmarks import Benchmark, OpenBenchmark
 from grood_jax.data import ImageSet
 from grood_jax.detectors import Detector, Validation
 from grood_jax.evaluation import fitting, results, tuning
+from grood_jax.evaluation.accuracy import accuracy
 from grood_jax.evaluation.classifier import find_classifier, preprocessing_of
 from grood_jax.evaluation.fitting import Fitted, FittedAll, Fitter
 from grood_jax.evaluation.report import Group, ShownSet
@@ -105,7 +106,7 @@ class Passed:
     def accuracy(self) -> dict[str, float]:
         """Of the classifier on the sets in distribution."""
         return {
-            name: float((np.asarray(outputs.logits).argmax(axis=1) == labels).mean())
+            name: accuracy(f"the set {name}", np.asarray(outputs.logits), labels)
             for name, (outputs, labels) in self.inside.items()
         }
 

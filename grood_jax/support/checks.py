@@ -35,6 +35,38 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def labels(name: str, given: Any, count: int) -> np.ndarray:
+    """Returns the labels of a set as int32; raises ValueError unless all are classes.
+
+    The message names the row of the first that is none, and what numbering would explain it.
+    """
+    array = np.asarray(given)
+    bad = np.flatnonzero((array < 0) | (array >= count))
+    if len(bad):
+        low, high = int(array.min()), int(array.max())
+        hint = ""
+        if low == high == -1:
+            hint = "; the set has no labels"
+        elif (low, high) == (1, count):
+            hint = "; they seem to be counted from 1"
+        raise ValueError(
+            f"{name}: label {int(array[bad[0]])} of row {bad[0]} is no class ({len(bad)} of "
+            f"{array.size} are none); expected classes from 0 to {count - 1}{hint}"
+        )
+    return array.astype(np.int32, copy=False)
+
+
+def int32(name: str, labels: Any) -> np.ndarray:
+    """Returns ``labels`` as int32; raises ValueError where one does not fit: it would wrap."""
+    array = np.asarray(labels)
+    if array.size and array.dtype != np.int32:
+        low, high = int(array.min()), int(array.max())
+        if low < -(2**31) or high >= 2**31:
+            found = low if low < -(2**31) else high
+            raise ValueError(f"{name} holds {found}; expected classes from 0, or -1 for none")
+    return array.astype(np.int32, copy=False)
+
+
 def at_least(name: str, value: Any, low: int, high: int | None = None) -> int:
     """Returns ``value``; raises unless it is an integer from ``low`` up, to ``high`` if given.
 

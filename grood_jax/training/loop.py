@@ -247,14 +247,14 @@ def _in_memory(
             parts.append(images.read(rows))
             bar.update(len(rows))
     pixels = np.concatenate([part[0] for part in parts])
-    labels = np.concatenate([part[1] for part in parts]).astype(np.int32)
+    labels = np.concatenate([part[1] for part in parts])
     outside = sorted({int(label) for label in labels if not 0 <= label < num_classes})
     if outside:
         raise UserError(
             f"training images of {images.source} have labels {outside[:10]}; expected 0 to "
             f"{num_classes - 1}"
         )
-    return pixels, labels
+    return pixels, labels.astype(np.int32)
 
 
 Step = Callable[..., tuple[TrainState, Float[Array, ""], Float[Array, ""]]]
