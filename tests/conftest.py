@@ -1,6 +1,7 @@
-"""Strict JAX, runtime shape checks, eight fake devices, and the prepared data if any."""
+"""Strict JAX, runtime shape checks, eight fake devices, bounded memory, and the prepared data."""
 
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 # What one test has compiled need not be compiled again by others, nor by the commands they start.
-# Before JAX is imported; the processes that tests are divided over, a file at a time, inherit it.
+# Before JAX is imported; the processes that tests are divided over inherit it.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="grood-jax-compiled-")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _compiled.name)
@@ -64,6 +65,52 @@ def browser():
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+local_devices = jax.local_devices
+GROWTH = 600 * 2**20
+"""Bytes by which a process may grow before it forgets what it has compiled."""
+_kept = {"bytes": 0}
+
+
+def _first_device(*given, **named):
+    return local_devices(*given, **named)[:1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_device(request):
+    """What divides its work over all devices finds one: each program then compiles faster.
+
+    Modules and tests with the mark ``devices`` are about that division, and have all eight.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("devices") is None:
+            patch.setattr(jax, "local_devices", _first_device)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _all_devices(request, monkeypatch):
+    if request.node.get_closest_marker("devices") is not None:
+        monkeypatch.setattr(jax, "local_devices", local_devices)
+
+
+def _resident() -> int:
+    """Bytes that this process holds; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """Thousands of compiled programs would take gigabytes."""
+    _kept["bytes"] = _kept["bytes"] or _resident()
+    if _resident() > _kept["bytes"] + GROWTH:
+        jax.clear_caches()
+        gc.collect()
+        _kept["bytes"] = _resident()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from grood_jax.passes import devices, forward, training_pass
 from grood_jax.passes.training_pass import run_training_set
 from grood_jax.storage import included
 
+pytestmark = pytest.mark.devices
 DIGITS = benchmarks.get("digits")
 NEEDS = (Grams((1, 2)), Mix(2, 0.7), Perturbed(1000.0, 0.002))
 DETECTORS = {
@@ -106,6 +107,7 @@ def test_one_pass_is_that_of_one_device(one, eight, data, size, without):
     close(found.extra[NEEDS[2]], expected.extra[NEEDS[2]], 1e-3)
 
 
+@pytest.mark.slow
 def test_all_scores_are_those_of_one_device(one, eight, data, key):
     def train(rows):
         return stream(data.train, 30, rows)

@@ -110,6 +110,7 @@ def test_a_page_of_the_reference_says_what_each_of_its_modules_is_for(page):
     assert rows == [name.removeprefix(f"{room}.") for name in modules]
 
 
+@pytest.mark.slow
 def test_the_site_has_every_public_name_and_fetches_nothing(tmp_path):
     pytest.importorskip("mkdocstrings")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]

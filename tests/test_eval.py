@@ -117,7 +117,6 @@ def test_a_network_trained_on_the_spot_is_read_the_next_time(tmp_path, monkeypat
 
 
 def test_a_second_run_gives_the_same(in_digits, tmp_path):
-    # In a process of its own: eight devices, as here, may round otherwise than the first run's one.
     words = ["--output-dir", str(tmp_path), "--no-report"]
     done = subprocess.run(
         [sys.executable, "-m", "grood_jax.eval", *words], capture_output=True, text=True
@@ -130,6 +129,7 @@ def test_a_second_run_gives_the_same(in_digits, tmp_path):
         assert found["detectors"][name]["datasets"] == first["detectors"][name]["datasets"]
 
 
+@pytest.mark.devices
 def test_msp_against_its_definition(in_digits, tmp_path):
     found = evaluate(tmp_path, "--detectors", "msp")
     model = included.digits()
@@ -338,6 +338,7 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_with_one_line_and_status_1(tmp_path, interruptible):
     with subprocess.Popen(
         [sys.executable, "-m", "grood_jax.train", "--epochs", "500"],

@@ -11,6 +11,8 @@ from PIL import Image
 from grood_jax import benchmarks
 from grood_jax.cli import eval
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory) -> Path:

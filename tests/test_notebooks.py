@@ -67,6 +67,7 @@ print("pictures:", sum("image/png" in o.get("data", {}) for o in outputs))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs(name, request, tmp_path, record_property):
     pytest.importorskip("nbclient")

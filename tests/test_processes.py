@@ -101,6 +101,7 @@ def results(folder):
     return found
 
 
+@pytest.mark.slow
 def test_results_are_those_of_one_process(ran, tmp_path):
     folder, found, said = ran
     assert [part["made"]["code"] for part in found] == [0, 0]
@@ -113,6 +114,7 @@ def test_results_are_those_of_one_process(ran, tmp_path):
     assert "report in " in said[0] and "report in " not in said[1]
 
 
+@pytest.mark.slow
 def test_each_process_reads_its_share(ran):
     first, second = (part["made"]["read"] for part in ran[1])
     unions = []
@@ -127,6 +129,7 @@ def test_each_process_reads_its_share(ran):
     assert {count for _, count in unions[:2] + unions[3:]} == {LIMIT} and unions[2][1] > LIMIT / 2
 
 
+@pytest.mark.slow
 def test_outputs_that_one_process_has_kept_are_all_processes(ran):
     folder, found, _ = ran
     assert [part["held"]["code"] for part in found] == [0, 0]
@@ -134,6 +137,7 @@ def test_outputs_that_one_process_has_kept_are_all_processes(ran):
     assert [part["held"]["read"] for part in found] == [[], []]
 
 
+@pytest.mark.slow
 def test_where_one_process_fails_all_do(ran):
     folder, found, said = ran
     assert [part["failed"]["code"] for part in found] == [1, 1]
@@ -143,6 +147,7 @@ def test_where_one_process_fails_all_do(ran):
     assert not (folder / "failed" / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_known_to_all(ran):
     readable = [0, 1, 3, 4, 5, 6, 8, 9, 10]
     pixels = np.arange(44).reshape(11, 4)[readable] / 255
@@ -152,6 +157,7 @@ def test_unreadable_images_are_known_to_all(ran):
         np.testing.assert_allclose(part["holed"]["features"], pixels, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_left_out_in_one_process_only(ran):
     # Of blocks 0–4 and 5–10, in batches of four, the first process's leave out 1.
     rows = np.array([0, 2, 3, 4, *range(5, 11)])
@@ -167,10 +173,12 @@ def test_rows_left_out_in_one_process_only(ran):
         assert labels == [2]
 
 
+@pytest.mark.slow
 def test_what_the_first_process_saves_others_load(ran):
     assert [part["saved"] for part in ran[1]] == [True, True]
 
 
+@pytest.mark.slow
 def test_processes_that_found_different_things_are_refused(ran):
     for part in ran[1]:
         assert part["refusal"].startswith("processes 0 and 1 have found different numbers; give")

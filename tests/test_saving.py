@@ -107,6 +107,7 @@ def test_an_altered_manifest_is_refused(tmp_path, change, sign, said):
         saving.load(tmp_path, "thing", HOW)
 
 
+@pytest.mark.slow
 def test_any_missing_or_altered_file_is_noticed(tmp_path):
     """Each file in turn is removed, cut short, and altered: an error, or the very same arrays."""
     few = {"a": arrays_of(1)["a.b"]}
@@ -146,6 +147,7 @@ def server():
     return context
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new_one_whole(tmp_path, server):
     saving.save(tmp_path, "thing", arrays_of(1), {"seed": 1})
     told, done = server.Event(), server.Event()

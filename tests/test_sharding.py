@@ -99,6 +99,7 @@ def test_bad_searches(unchecked):
         gj.nearest_distances(np.zeros((2, 4)), sharded)
 
 
+@pytest.mark.slow
 def test_two_processes_search_each_its_own_rows(tmp_path):
     queries, plane = made(near_a_plane, 1003, 40, 64)
     # Shares that differ in size, and in how many axes help.

@@ -171,6 +171,7 @@ def test_an_evaluation_is_not_repeated(digits_checkpoint, tmp_path, monkeypatch)
         reproduce.main(reproduce.replace(config, detectors=("energy",)))
 
 
+@pytest.mark.slow
 def test_training_takes_the_epochs_it_is_told_to(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     reproduce = script("studies/reproduce.py")

@@ -86,6 +86,7 @@ def test_a_run_stopped_between_epochs_resumes_to_the_same_curve(whole, tmp_path)
     assert resumed.fingerprint == whole.fingerprint
 
 
+@pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_curve(tmp_path):
     program = textwrap.dedent(
         """

@@ -34,6 +34,7 @@ def resnet20_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_state(path, torch_reference.random_state("resnet20"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", torch_reference.DEPTHS)
 def test_every_array_goes_to_its_place(name: str) -> None:
     state = torch_reference.random_state(name, classes=7, channels=1)
@@ -148,6 +149,7 @@ def named(name: str, image_size: int = 224, channels: int = 3) -> dict[str, np.n
 
 
 # One of each kind of module, as PyTorch's state dicts have them.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shapes"),
     [
@@ -226,6 +228,7 @@ def test_names_are_pytorchs(name: str, shapes: dict[str, tuple[int, ...]]) -> No
     assert found | shapes == found
 
 
+@pytest.mark.slow
 def test_torchvisions_older_names_of_vit() -> None:
     old = {
         key.replace("mlp.0", "mlp.linear_1").replace("mlp.3", "mlp.linear_2"): array
@@ -246,6 +249,7 @@ def test_positions_that_are_no_square() -> None:
         import_state_dict(state, "vit_b_16")
 
 
+@pytest.mark.slow
 def test_swins_index_is_left_out_and_only_where_it_belongs() -> None:
     index = np.zeros(2401, np.int64)
     state = named("swin_t") | {"features.1.0.attn.relative_position_index": index}
@@ -279,6 +283,7 @@ def specs_of(monkeypatch, state: dict[str, np.ndarray], argv: list[str]) -> list
     return specs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "expected"),
     [

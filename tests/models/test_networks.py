@@ -48,6 +48,7 @@ def test_names_and_stages() -> None:
     assert {name: abstract(name).stages for name in models.names()} == STAGES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "classes", "count"),
     [
@@ -116,6 +117,7 @@ def halved(size: int, widths: tuple[int, ...]) -> list[tuple[int, ...]]:
     return [(size >> i, size >> i, width) for i, width in enumerate(widths)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "hidden"),
     [

@@ -32,6 +32,7 @@ def torch_numbers() -> dict[str, np.ndarray]:
         return dict(numbers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", parity.GOLDEN_SIZES)
 def test_network_gives_pytorchs_numbers(name: str, torch_numbers: dict[str, np.ndarray]) -> None:
     height, width = parity.GOLDEN_SIZES[name]

@@ -11,6 +11,7 @@ from grood_jax.evaluation.report import figures
 
 pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
 pytest.importorskip("matplotlib", reason="needs pip install 'grood-jax[report]'")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import pytest
 from conftest import encode
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

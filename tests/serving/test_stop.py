@@ -15,6 +15,8 @@ import pytest
 from conftest import encode
 from fake_server import SIZE
 
+pytestmark = pytest.mark.slow
+
 REQUEST = (
     b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n%b"
 )
