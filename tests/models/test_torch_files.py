@@ -1,5 +1,7 @@
 """PyTorch files: both formats, every layout of tensors, and files that must not be read."""
 
+import argparse
+import collections
 import io
 import pickle
 import tarfile
@@ -15,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch_writer import Build, Call, Global, Ordered, Persistent, Raw, Storage, tensor
 
+from grood_jax.models.torch import files as torch_files
 from grood_jax.models.torch.files import read_state_dict
 from grood_jax.support.errors import UserError
 
@@ -154,15 +157,75 @@ def test_attributes_of_the_dict_change_nothing(path: Path, form: Any) -> None:
         ("collections", "OrderedDict.fromkeys", ((),)),
     ],
 )
-def test_forbidden_classes_are_named_and_not_run(
+def test_forbidden_classes_are_left_out_and_not_run(
     path: Path, form: Any, module: str, name: str, arguments: tuple[Any, ...]
 ) -> None:
     marker = path.with_name("marker")
     given = tuple(a.format(marker=str(marker)) if isinstance(a, str) else a for a in arguments)
     storage = Storage("0", np.arange(3.0))
     value = {"w": tensor(storage), "epoch": Call(Global(module, name), given)}
-    refused(path, form(value, [storage]), f"asks for '{module}.{name}'.*not run")
+    path.write_bytes(form(value, [storage]))
+    found = read_state_dict(path)
+    assert list(found) == ["w"]
+    np.testing.assert_array_equal(found["w"], np.arange(3.0))
+    # Alone, within a tensor, or in the place of the state dict, they are named.
+    call = Call(Global(module, name), given)
+    for alone in (call, {"epoch": call}, {"state_dict": call}, [call]):
+        refused(path, form(alone, []), f"asks for '{module}.{name}'.*not run")
+    rebuilt = Call(Global("torch._utils", "_rebuild_tensor_v2"), (call, 0, (3,), (1,), False, {}))
+    refused(path, form({"w": rebuilt}, []), "tensor w has no storage")
+    # Its state, called again, added to.
+    for odd in (Build(call, {"x": 1}), Call(call, ()), Build(Call(call, ()), {"__class__": 1})):
+        path.write_bytes(form({"w": tensor(storage), "odd": odd}, [storage]))
+        assert list(read_state_dict(path)) == ["w"]
     assert not marker.exists()
+
+
+@both
+def test_what_training_scripts_write_beside_the_state_dict(path: Path, form: Any) -> None:
+    """NumPy scalars and arrays, a Namespace, a path, an enumeration, a set, a deque."""
+    storage = Storage("0", np.arange(3.0))
+    scalar = Call(
+        Global("numpy._core.multiarray", "scalar"),
+        (Build(Call(Global("numpy", "dtype"), ("f8", False, True)), (3, "<")), "bytes"),
+    )
+    beside = {
+        "best": scalar,
+        "args": Build(Call(Global("argparse", "Namespace"), ()), {"lr": 0.1, "best": scalar}),
+        "where": Call(Global("pathlib", "PosixPath"), ("a", "b")),
+        "history": Call(Global("builtins", "set"), ([1, 2],)),
+        "mode": Call(Global("mine", "Mode"), (1,)),
+        "epoch": 3,
+    }
+    for key in ("state_dict", "model"):
+        path.write_bytes(form({**beside, key: {"w": tensor(storage)}}, [storage]))
+        found = read_state_dict(path)
+        assert list(found) == ["w"]
+        np.testing.assert_array_equal(found["w"], np.arange(3.0))
+    # Within the state dict itself too.
+    path.write_bytes(form({"w": tensor(storage), **beside}, [storage]))
+    assert list(read_state_dict(path)) == ["w"]
+
+
+def test_objects_as_pickle_itself_writes_them(path: Path) -> None:
+    """Every protocol's way to make an object, set its state, and fill it; nothing is run."""
+    beside = {
+        "best": np.float64(0.5),
+        "array": np.arange(3),
+        "args": argparse.Namespace(lr=0.1, best=np.float32(1)),
+        "where": Path("a"),
+        "queue": collections.deque([1, 2]),
+        "counts": collections.Counter("aab"),
+        "groups": collections.defaultdict(list, {"a": [1]}),
+        "set": {1, 2},
+        "complex": 1j,
+    }
+    for protocol in range(2, 6):
+        code = pickle.dumps(beside, protocol)
+        loaded = torch_files._Unpickler(code).load()
+        assert list(loaded) == list(beside)
+        kinds = {type(value) for value in loaded.values()}
+        assert kinds <= {torch_files._Foreign, set}
 
 
 def test_forbidden_classes_by_every_opcode(path: Path) -> None:

@@ -46,9 +46,10 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
 
     Both formats of ``torch.save`` are read, the pickle of before torch 1.6 and the zip since, and
     safetensors. Of a file that wraps a state dict, only the state dict is read; entries that are no
-    tensors are left out, and prefixes that all names have in common are taken off: ``module.`` of
-    `torch.nn.DataParallel`, ``model.``, ``net.``, ``network.`` and ``backbone.`` of training
-    programs, ``_orig_mod.`` of `torch.compile`.
+    tensors are left out, whatever they are (NumPy scalars, an argparse.Namespace, an optimizer):
+    their classes are neither imported nor run. Prefixes that all names have in common are taken
+    off: ``module.`` of `torch.nn.DataParallel`, ``model.``, ``net.``, ``network.`` and
+    ``backbone.`` of training programs, ``_orig_mod.`` of `torch.compile`.
 
     Args:
       path: a file written by ``torch.save(model.state_dict(), path)``, mostly .pt, .pth or .th, by
@@ -59,8 +60,8 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
       The arrays by name, read-only, in the file's shapes and dtypes (bfloat16 included).
 
     Raises:
-      UserError: the file cannot be opened, is no state dict, is cut short or damaged, or asks for
-        a class that is no part of a state dict (none is ever imported).
+      UserError: the file cannot be opened, is no state dict, is cut short or damaged, or holds
+        no tensors but objects of other classes (none is ever imported).
 
     References:
       The formats: torch/serialization.py, `_legacy_save` and `_save`; for safetensors
@@ -114,6 +115,40 @@ class _StorageType(NamedTuple):
     kind: str
 
 
+class _Foreign:
+    """Stands for an object whose class is none of a state dict's: nothing is imported or run.
+
+    It has no contents and can be given none: a pickle's instructions to make one, to call it, to
+    set its state or to add to it all leave it as it is.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, *_: Any, **__: Any) -> "_Foreign":
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __call__(self, *_: Any, **__: Any) -> "_Foreign":
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        del state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        del key, value
+
+    def append(self, item: Any) -> None:
+        del item
+
+    def extend(self, items: Any) -> None:
+        del items
+
+    def add(self, item: Any) -> None:
+        del item
+
+
 class _RebuildTensor:
     __slots__ = ()
 
@@ -142,16 +177,14 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, content: bytes) -> None:
         super().__init__(io.BytesIO(content), encoding="utf-8")
         self.storages: dict[str, _Storage] = {}
+        self.foreign: list[str] = []
 
     def find_class(self, module: str, name: str) -> Any:
-        """Looks up the explicit list, and imports nothing."""
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise _Refused(
-                f"it asks for {f'{module}.{name}'[:200]!r}, which is no part of a state dict, and "
-                "which is not run"
-            ) from None
+        """Looks up the explicit list, and imports nothing; whatever else is asked for is inert."""
+        if (module, name) not in _ALLOWED:
+            self.foreign = self.foreign or [f"{module}.{name}"[:200]]
+            return _Foreign
+        return _ALLOWED[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
         """Notes a storage, to be looked up when the pickle has been read."""
@@ -165,7 +198,15 @@ class _Unpickler(pickle.Unpickler):
                 None,
             ):
                 return self.storages.setdefault(key, _Storage(key, kind, size))
+        self.require_none_foreign()
         raise _Refused(f"it refers to {reprlib.repr(pid)}, which is no storage of a tensor")
+
+    def require_none_foreign(self) -> None:
+        """Refuses what was found no use of, if something in it stands for a class of others."""
+        for name in self.foreign:
+            raise _Refused(
+                f"it asks for {name!r}, which is no part of a state dict, and which is not run"
+            )
 
 
 def _unpickle(content: bytes, start: int = 0) -> tuple[Any, int, dict[str, _Storage]]:
@@ -178,7 +219,19 @@ def _unpickle(content: bytes, start: int = 0) -> tuple[Any, int, dict[str, _Stor
             raise _Refused(f"it is damaged (memo index {argument})")
     end = stream.tell()
     unpickler = _Unpickler(content[start:end])
-    return unpickler.load(), end, unpickler.storages
+    loaded = unpickler.load()
+    if not _holds_tensors(loaded):
+        unpickler.require_none_foreign()
+    return loaded, end, unpickler.storages
+
+
+def _holds_tensors(loaded: Any) -> bool:
+    """Whether there is a tensor where `_tensors` looks for some."""
+    if not isinstance(loaded, dict):
+        return False
+    inner = [dict.get(loaded, key) for key in _WRAPPERS]
+    dicts = [loaded, *(entry for entry in inner if isinstance(entry, dict))]
+    return any(isinstance(value, _Tensor) for entry in dicts for value in dict.values(entry))
 
 
 def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
