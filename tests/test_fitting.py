@@ -15,6 +15,7 @@ from grood_jax import benchmarks
 from grood_jax.backbone.backbone import Backbone
 from grood_jax.backbone.outputs import Mix, Outputs
 from grood_jax.data import ArraySet, Batch, Preprocessing, batches
+from grood_jax.data.builtin import raw_noise
 from grood_jax.detectors import (
     Detector,
     MixedTraining,
@@ -494,6 +495,18 @@ def test_noise_reaches_the_detector(key):
     assert not np.array_equal(jax.random.key_data(noise_key), jax.random.key_data(key))
     found = fitted.detectors["r"].state.ood
     np.testing.assert_allclose(found.features, features_64(hidden_64(images.images)), atol=1e-5)
+
+
+def test_raw_noise_enters_the_network_as_it_is(key):
+    found = fit({"r": recorder(ood=Noise(250, raw=True))}, key).detectors["r"].state.ood
+    seed = int(jax.random.bits(jax.random.split(key, 3)[1]))
+    images = raw_noise(250, seed, (8, 8), 1)
+    assert images.min() >= 0 and images.max() <= 1
+    # The wider the blur the less is left of the noise's spread, and each hundred is blurred alike.
+    spreads = [images[part].std() for part in (slice(100), slice(100, 200), slice(200, 250))]
+    assert spreads[0] > 2 * spreads[1] > 0 and spreads[1] > spreads[2] > 0
+    as_bytes = (images.astype(np.float64) * 0.25 + 0.5) * 255
+    np.testing.assert_allclose(found.features, features_64(hidden_64(as_bytes)), atol=1e-5)
 
 
 def test_held_out_images_reach_the_detector(key):

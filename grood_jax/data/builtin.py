@@ -1,7 +1,7 @@
 """Images that scikit-learn carries, and noise: enough for a benchmark with no download."""
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from grood_jax.data.sets import ArraySet
 from grood_jax.support import checks
@@ -100,6 +100,24 @@ def blurred_noise(
     low = blurred.min(axis=(1, 2, 3), keepdims=True)
     high = blurred.max(axis=(1, 2, 3), keepdims=True)
     return np.round((blurred - low) / np.maximum(high - low, 1e-6) * 255).astype(np.uint8)
+
+
+def raw_noise(
+    count: int, seed: int, image_size: tuple[int, int], channels: int
+) -> Float32[np.ndarray, "n h w c"]:
+    """Uniform noise in [0, 1], each hundred images blurred alike, by a σ from 0.2 to 5 pixels.
+
+    Args:
+      count: how many images.
+      seed: of the noise.
+      image_size: height and width in pixels.
+      channels: how many.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    noise = np.random.default_rng(seed).random((count, *image_size, channels), dtype=np.float32)
+    widths = np.repeat(np.linspace(0.2, 5.0, -(-count // 100)), 100)[:count]
+    return np.stack([gaussian_filter(n, (w, w, 0)) for n, w in zip(noise, widths, strict=True)])
 
 
 def _photographs() -> list[UInt8[np.ndarray, "h w"]]:

@@ -1,27 +1,38 @@
 """What several detectors learn from training features: Gaussians, subspaces, random shares.
 
-Sums over the training samples are streamed in blocks of rows and added up in float64 on the host,
-and so are matrices factorised: a covariance's small eigenvalues, by whose inverses Mahalanobis
-distances weigh, are the first that float32 loses.
+Means and covariances are taken in float64 on the host, a block of rows at a time, and so are
+matrices factorised: a covariance's small eigenvalues, by whose inverses Mahalanobis distances
+weigh, are the first that float32 loses, and products rounded to float32 would lose most of them.
 """
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.lax import Precision
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from grood_jax.detectors.base import Training, require_head
-from grood_jax.maths.prototypes import class_prototypes, require_classes
+from grood_jax.maths.gradients import LARGEST
+from grood_jax.maths.prototypes import (
+    class_prototypes,
+    empty_classes,
+    require_classes,
+    written,
+)
 from grood_jax.neighbors.building import sampled_rows
 from grood_jax.support import checks
 
-ROWS = 4096
-"""Rows that are streamed at once."""
+MOMENT_ROWS = 4096
+"""Rows whose share of a moment is computed at once."""
 
 EPSILON = float(np.finfo(np.float32).eps)
+TINY = float(np.finfo(np.float32).tiny)
+
+EPSILON_OF_MOMENTS = float(np.finfo(np.float64).eps)
 
 
 @jax.tree_util.register_dataclass
@@ -31,8 +42,9 @@ class Gaussians:
 
     Attributes:
       center: the origin of these coordinates, (D,) float32.
-      whitening: the columns ``v_i / √λ_i`` over the r eigenvalues of the covariance that are not
-        zero but for rounding, (D, r) float32; ``whitening @ whitening.T`` is the pseudo-inverse.
+      whitening: the columns ``v_i / √λ_i`` over the r eigenvalues of the covariance above
+        ``D ε λ_max`` with float64's ε, (D, r) float32; ``whitening @ whitening.T`` is the
+        pseudo-inverse.
       means: the Gaussians' means in these coordinates, (C, r) float32.
     """
 
@@ -55,11 +67,11 @@ class ResidualSpace:
     basis: Float[Array, "d r"]
 
 
-def training_features(training: Training) -> Float[Array, "n d"]:
+def training_features(training: Training, limit: float | None = LARGEST) -> Float[Array, "n d"]:
     """The training features.
 
     Raises:
-      ValueError: there are none, or NaN or infinite ones.
+      ValueError: there are none, NaN or infinite ones, or some beyond the limit.
     """
     features = jnp.asarray(training.outputs.features)
     if 0 in features.shape:
@@ -67,7 +79,7 @@ def training_features(training: Training) -> Float[Array, "n d"]:
             f"training.outputs.features has shape {features.shape}; expected at least one sample "
             "and one column"
         )
-    return checks.finite("training.outputs.features", features)
+    return checks.finite("training.outputs.features", features, limit)
 
 
 def feature_mean(features: Float[Array, "n d"]) -> Float[Array, " d"]:
@@ -105,67 +117,159 @@ def product(a: Float[Array, "b d"], b: Float[Array, "d r"]) -> Float[Array, "b r
 
 
 def second_moment(
-    features: Float[Array, "n d"], centers: Float[Array, "c d"], labels: Int[Array, " n"]
+    features: Float[Array | np.ndarray, "n d"],
+    centers: Float[Array | np.ndarray, "c d"],
+    labels: Int[Array | np.ndarray, " n"],
 ) -> Float[np.ndarray, "d d"]:
     """The mean of ``(h − c)(h − c)ᵀ``, ``c`` being the center of the sample's label; float64."""
     count, width = features.shape
-    block = min(ROWS, count)
+    wide, classes = np.asarray(centers, np.float64), np.asarray(labels)
     total = np.zeros((width, width))
-    for start in range(0, count, block):
-        # The last block reaches back into the one before: one shape, one compilation.
-        first = min(start, count - block)
-        own = slice(first, first + block)
-        new = jnp.arange(first, first + block) >= start
-        total += np.asarray(_block_moment(features[own], centers, labels[own], new), np.float64)
+    for start in range(0, count, MOMENT_ROWS):
+        own = slice(start, start + MOMENT_ROWS)
+        rest = np.asarray(features[own], np.float64) - wide[classes[own]]
+        total += rest.T @ rest
     return total / count
 
 
-@jax.jit
-def _block_moment(
-    rows: Float[Array, "n d"],
-    centers: Float[Array, "c d"],
-    labels: Int[Array, " n"],
-    counted: Array,
-) -> Float[Array, "d d"]:
-    rest = jnp.where(counted[:, None], rows - centers[labels], 0.0)
-    return product(rest.T, rest)
+def class_means(
+    features: Float[Array | np.ndarray, "n d"],
+    labels: Int[Array | np.ndarray, " n"],
+    num_classes: int,
+) -> tuple[Float[np.ndarray, "c d"], Int[np.ndarray, " c"]]:
+    """The means by label, zeros for an absent class, and the counts; float64.
+
+    To float32's digits they are the prototypes. But squares of what those digits leave out may
+    be as large as a covariance's small eigenvalues.
+    """
+    count, width = features.shape
+    classes = np.asarray(labels)
+    sums, counts = np.zeros((num_classes, width)), np.bincount(classes, minlength=num_classes)
+    for start in range(0, count, MOMENT_ROWS):
+        own = classes[start : start + MOMENT_ROWS]
+        order = np.argsort(own, kind="stable")
+        block = np.asarray(features[start : start + MOMENT_ROWS], np.float64)[order]
+        present, firsts = np.unique(own[order], return_index=True)
+        sums[present] += np.add.reduceat(block, firsts)
+    return sums / np.maximum(counts, 1)[:, None], counts
 
 
-def fit_class_gaussians(training: Training) -> Gaussians:
-    """A Gaussian of each class by label, with the covariance that they share.
+def correct_means(
+    name: str,
+    values: Float[Array, "n d"],
+    logits: Float[Array | np.ndarray, "n c"],
+    labels: Int[Array | np.ndarray, " n"],
+) -> tuple[Float[Array, "c d"], Bool[np.ndarray, " n"]]:
+    """The mean of each class's correctly classified samples, and which samples were taken.
+
+    All samples of a class are, with a warning, where none of it is classified correctly.
 
     Raises:
-      ValueError: a class has no sample.
+      ValueError: a class has no sample at all.
+    """
+    true, classes = np.asarray(labels), logits.shape[1]
+    require_classes("sample", np.bincount(true, minlength=classes))
+    taken = np.asarray(logits).argmax(axis=1) == true
+    missing = warn_of_classes(
+        name, np.bincount(true[taken], minlength=classes), "all samples of these classes are taken"
+    )
+    taken |= np.isin(true, missing)
+    rows = np.flatnonzero(taken)
+    return class_prototypes(values[rows], true[rows], classes)[0], taken
+
+
+def warn_of_classes(
+    name: str,
+    correct: Int[np.ndarray, " c"],
+    instead: str,
+    present: Sequence[int] | None = None,
+) -> Int[np.ndarray, " e"]:
+    """The classes without a correctly classified sample, with a warning where there are such.
+
+    Args:
+      name: the detector.
+      correct: correctly classified samples of each class.
+      instead: what is done about these classes.
+      present: the classes that count; all by default.
+    """
+    missing, expected = empty_classes(correct, present)
+    if len(missing):
+        warnings.warn(
+            f"{name}: no correctly classified sample of class {written(missing)} ({len(missing)} "
+            f"of {expected} classes); {instead}",
+            stacklevel=2,
+        )
+    return missing
+
+
+def fit_class_gaussians(name: str, training: Training) -> Gaussians:
+    """A Gaussian of each class by label, with the covariance that they share.
+
+    Warns where there are fewer samples, less one of each class, than features.
+
+    Args:
+      name: the detector, for messages.
+      training: the training data.
+
+    Raises:
+      ValueError: a class has no sample, or no class has samples that differ.
     """
     features = training_features(training)
+    count, width = features.shape
     classes = training.outputs.logits.shape[1]
-    means, counts = class_prototypes(features, training.labels, classes)
+    means, counts = class_means(features, training.labels, classes)
     require_classes("sample", counts)
-    return _gaussians(features, means, training.labels)
+    found = _gaussians(features, means, training.labels)
+    if found is None:
+        raise ValueError(
+            f"training.outputs.features do not vary within a class ({count} samples of {classes} "
+            f"classes); {name} expects at least two samples of a class that differ, and for a "
+            f"covariance of full rank {width} more samples than classes"
+        )
+    if count - classes < width:
+        warnings.warn(
+            f"{name} has {count} training samples of {classes} classes: the covariance of "
+            f"{width} features has at most rank {count - classes}, and directions beyond these do "
+            f"not count; expected at least {width + classes} samples",
+            stacklevel=2,
+        )
+    return found
 
 
 def fit_background(training: Training) -> Gaussians:
-    """One Gaussian of all training features."""
+    """One Gaussian of all training features.
+
+    Raises:
+      ValueError: the features do not vary.
+    """
     features = training_features(training)
-    mean = feature_mean(features)[None, :]
-    return _gaussians(features, mean, jnp.zeros(len(features), jnp.int32))
+    labels = np.zeros(len(features), np.int32)
+    found = _gaussians(features, class_means(features, labels, 1)[0], labels)
+    if found is None:
+        raise ValueError("training.outputs.features do not vary; expected samples that differ")
+    return found
 
 
 def _gaussians(
-    features: Float[Array, "n d"], means: Float[Array, "c d"], labels: Int[Array, " n"]
-) -> Gaussians:
+    features: Float[Array, "n d"],
+    means: Float[np.ndarray, "c d"],
+    labels: Int[Array | np.ndarray, " n"],
+) -> Gaussians | None:
+    """None where the covariance is what rounding the features to float32 leaves."""
     values, vectors = np.linalg.eigh(second_moment(features, means, labels))
-    wide = np.asarray(means, np.float64)
-    # Below this a variance is what rounding left: of the products, or of the features.
-    rounded = EPSILON**2 * np.square(wide).sum(axis=1).max()
-    kept = values > max(len(values) * EPSILON * values[-1], rounded)
-    whitening = vectors[:, kept] / np.sqrt(values[kept])
-    # Rounded before it is subtracted from the means: it is subtracted from the samples so.
-    center = wide.mean(axis=0).astype(np.float32)
+    rounded = EPSILON**2 * np.square(means).sum(axis=1).max()
+    if values[-1] <= max(rounded, TINY**2):
+        return None
+    # As scikit-learn's precision of a covariance, which OpenOOD takes.
+    least = len(values) * EPSILON_OF_MOMENTS * values[-1]
+    kept = values > max(least, TINY**2)
+    # Center and whitening are rounded before the means are whitened: samples meet them so.
+    whitening = (vectors[:, kept] / np.sqrt(values[kept])).astype(np.float32)
+    center = means.mean(axis=0).astype(np.float32)
     return Gaussians(
         jnp.asarray(center),
-        jnp.asarray(whitening, jnp.float32),
-        jnp.asarray((wide - center) @ whitening, jnp.float32),
+        jnp.asarray(whitening),
+        jnp.asarray((means - center) @ whitening.astype(np.float64), jnp.float32),
     )
 
 
@@ -211,7 +315,7 @@ def residual_space(name: str, training: Training, dim: int | None) -> ResidualSp
     # Singular values that float32 weights cannot tell from 0 must not be inverted.
     inverse = np.linalg.pinv(np.asarray(weights, np.float64).T, rcond=10 * EPSILON)
     origin = jnp.asarray(-inverse @ np.asarray(bias, np.float64), jnp.float32)
-    moment = second_moment(features, origin[None, :], jnp.zeros(len(features), jnp.int32))
+    moment = second_moment(features, origin[None, :], np.zeros(len(features), np.int32))
     basis = np.linalg.eigh(moment)[1][:, : width - dim]
     return ResidualSpace(origin, jnp.asarray(basis, jnp.float32))
 

@@ -13,7 +13,7 @@ from grood_jax.support import checks
 GRID = {"percentile": (65.0, 70.0, 75.0, 80.0, 85.0, 90.0, 95.0)}
 
 
-def ash(*, variant: Literal["s", "p", "b"] = "s", percentile: float | int = 90.0) -> Detector:
+def ash(*, variant: Literal["s", "p", "b"] = "b", percentile: float | int = 90.0) -> Detector:
     """Energy of pruned features; the score is ``−logsumexp(Wᵀ f(h) + b)``.
 
     ``f`` keeps each sample's ``k = D − round(D·percentile/100)`` largest features, at least one,
@@ -26,8 +26,8 @@ def ash(*, variant: Literal["s", "p", "b"] = "s", percentile: float | int = 90.0
     there. They should not be negative; the exponent is capped at 64, where float32 would overflow.
 
     Args:
-      variant: ``"s"`` scales, the authors' default; ``"p"`` prunes; ``"b"`` binarises, the one in
-        OpenOOD.
+      variant: ``"b"`` binarises, the one in OpenOOD; ``"s"`` scales, the default of the authors'
+        code; ``"p"`` prunes.
       percentile: the share of features pruned, in [0, 100]; 90 in OpenOOD, for ``"b"``, and in the
         authors' configurations, for ``"s"``. The best value differs by variant and data.
 

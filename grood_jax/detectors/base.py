@@ -1,13 +1,28 @@
 """What a detector is: a pair of pure functions and a statement of what it needs."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import wraps
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from grood_jax.backbone.outputs import Need, Outputs
+from grood_jax.backbone.outputs import Mix, Need, Outputs
+from grood_jax.support import checks
+
+HEAD_ROWS = 256
+"""Training samples whose logits are compared with those of the class head."""
+
+HALF = 2.0**-8
+"""The relative spacing of bfloat16, in which a network may have computed its logits."""
+
+SPREADS = 4.0
+"""How many spreads of their rounding in bfloat16 logits may differ from those of the head."""
+
+Tree = TypeVar("Tree")
 
 
 @dataclass(frozen=True)
@@ -31,9 +46,12 @@ class Noise:
 
     Attributes:
       images: how many images to make.
+      raw: blurred noise in [0, 1] is what enters the network; otherwise it is stretched to the full
+        range and normalised as the data are.
     """
 
     images: int
+    raw: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,11 +90,16 @@ class Training:
 class Detector:
     """A detector: a pair of pure functions over arrays, as an optax transformation is.
 
+    The functions that it is made of are given float32 arrays, whatever the precision of the
+    outputs, and training data that were looked through: see `fit` and `score`.
+
     Attributes:
       name: the name it is created by.
-      fit: ``(Training, key) -> state``, a pytree.
+      fit: ``(Training, key) -> state``, a pytree. Raises ValueError where the outputs hold NaN or
+        infinite values (the row is named), a label is no class, ``fit_needs`` is not there, or the
+        class head does not give the logits.
       score: ``(state, Outputs) -> (B,)`` float32, higher for more OOD; may be jitted if
-        ``compiled``.
+        ``compiled``. Raises ValueError where ``needs`` is not there.
       options: the options it was made with.
       ood: what stands for "not in distribution" at fitting, if it needs that.
       needs: what it needs of each sample at scoring beside features and logits.
@@ -103,12 +126,106 @@ class Detector:
     fit_key: Hashable = None
     compiled: bool = True
 
+    def __post_init__(self) -> None:
+        """Puts the checks around the functions.
+
+        Raises:
+          ValueError: rows without a `Mix` that says how they are mixed.
+        """
+        if self.rows is not None and not any(isinstance(need, Mix) for need in self.needs):
+            raise ValueError(
+                f"detector {self.name!r} has rows, and needs {self.needs}; expected a Mix among "
+                "these, which says how the rows are mixed"
+            )
+        # One made from another by `dataclasses.replace` is given functions with checks around.
+        fit: Callable[[Training, Array], Any] = getattr(self.fit, "unchecked", self.fit)
+        score: Callable[[Any, Outputs], Array] = getattr(self.score, "unchecked", self.score)
+        object.__setattr__(self, "fit", _checked_fit(self, fit))
+        object.__setattr__(self, "score", _checked_score(self, score))
+
+
+def _checked_fit(
+    detector: Detector, fit: Callable[[Training, Array], Any]
+) -> Callable[[Training, Array], Any]:
+    name, needs = detector.name, detector.fit_needs
+
+    @wraps(fit)
+    def checked(training: Training, key: Array) -> Any:
+        _require_needs(name, "training.outputs", training.outputs, needs)
+        return fit(_checked_training(training), key)
+
+    vars(checked)["unchecked"] = fit
+    return checked
+
+
+def _checked_score(
+    detector: Detector, score: Callable[[Any, Outputs], Array]
+) -> Callable[[Any, Outputs], Array]:
+    name, needs = detector.name, detector.needs
+
+    @wraps(score)
+    def checked(state: Any, outputs: Outputs) -> Float[Array, " b"]:
+        _require_needs(name, "outputs", outputs, needs)
+        return jnp.asarray(score(state, _single(outputs)), jnp.float32)
+
+    vars(checked)["unchecked"] = score
+    return checked
+
+
+def _require_needs(name: str, what: str, outputs: Outputs, needs: tuple[Need, ...]) -> None:
+    for need in needs:
+        if need not in outputs.extra:
+            raise ValueError(
+                f"{what}.extra has no {need}; {name} expects it (OODClassifier and the command "
+                "line make it; `Backbone` alone gives features and logits)"
+            )
+
+
+def _single(arrays: Tree) -> Tree:
+    """The same tree with floating-point arrays of any precision as float32."""
+
+    def single(array: Any) -> Any:
+        if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype == jnp.float32:
+            return array
+        with np.errstate(over="ignore"):
+            return array.astype(jnp.float32)
+
+    return jax.tree.map(single, arrays)
+
+
+def _checked_training(training: Training) -> Training:
+    """Training data in float32, finite, and with labels that are classes."""
+    training = _single(training)
+    for part, outputs in (("outputs", training.outputs), ("ood", training.ood)):
+        if outputs is not None:
+            _require_finite(f"training.{part}.features", outputs.features)
+            _require_finite(f"training.{part}.logits", outputs.logits)
+    if training.mixed is not None:
+        _require_finite("training.mixed", training.mixed)
+    count, classes = training.outputs.logits.shape
+    labels = checks.classes("training.labels", training.labels, classes, (count,))
+    return replace(training, labels=labels)
+
+
+def _require_finite(name: str, array: Float[Array | np.ndarray, "n ..."]) -> None:
+    try:
+        checks.finite(name, jnp.asarray(array))
+    except ValueError:
+        bad = ~np.isfinite(np.asarray(array))
+        rows = np.flatnonzero(bad.any(axis=tuple(range(1, bad.ndim))))
+        raise ValueError(
+            f"{name} holds {bad.sum()} values that are NaN or infinite, in {len(rows)} of "
+            f"{len(array)} rows, the first at index {tuple(map(int, np.argwhere(bad)[0]))}; "
+            "expected finite numbers"
+        ) from None
+
 
 def require_head(name: str, training: Training) -> tuple[Float[Array, "d c"], Float[Array, " c"]]:
     """The class head of the training outputs.
 
     Raises:
-      ValueError: there is none, or its shapes do not fit the features and logits.
+      ValueError: there is none, its shapes do not fit the features and logits, or it does not give
+        these logits of these features (some rows are tried).
     """
     width, classes = training.outputs.features.shape[1], training.outputs.logits.shape[1]
     if training.head is None:
@@ -122,4 +239,33 @@ def require_head(name: str, training: Training) -> tuple[Float[Array, "d c"], Fl
             f"training.head has shapes {weights.shape} and {bias.shape}; {name} expects "
             f"({width}, {classes}) and ({classes},)"
         )
+    if len(training.outputs.logits):
+        _require_logits(name, training.outputs, weights, bias)
     return weights, bias
+
+
+def _require_logits(
+    name: str, outputs: Outputs, weights: Float[Array, "d c"], bias: Float[Array, " c"]
+) -> None:
+    """Raises ValueError unless the head gives the logits, but for what bfloat16 rounds."""
+    count = len(outputs.logits)
+    rows = np.unique(np.linspace(0, count - 1, HEAD_ROWS).astype(int))
+    h, z, w, b = (
+        np.asarray(array, np.float64)
+        for array in (outputs.features[rows], outputs.logits[rows], weights, bias)
+    )
+    given = h @ w + b
+    # Rounding errors of the products add up like random numbers; that of the sum comes once.
+    spread = np.sqrt(h**2 @ w**2 + b**2 + z**2)
+    excess = np.abs(given - z) - SPREADS * HALF * spread
+    row, label = np.unravel_index(excess.argmax(), excess.shape)
+    if excess[row, label] > 0:
+        apart = np.abs(given - z).max()
+        raise ValueError(
+            f"training.head is not what gives the logits: features {outputs.features.shape} @ "
+            f"weights {weights.shape} + bias {bias.shape} differ from training.outputs.logits by "
+            f"up to {apart:.3g} (row {rows[row]}, class {label}: {given[row, label]:.4g} for "
+            f"{z[row, label]:.4g}); {name} expects the layer that makes these logits of these "
+            "features. Usually it is an auxiliary head, the weights are transposed, the logits are "
+            "scaled or shifted after it, or the features are not what enters it"
+        )

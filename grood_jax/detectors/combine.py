@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from grood_jax.backbone.outputs import Mix, Need, Outputs
 from grood_jax.detectors.base import Detector, OODSource, Training
@@ -18,7 +18,7 @@ from grood_jax.support import checks
 
 How = Literal["mean", "max", "min", "fisher"]
 
-ROWS = 1024
+SCORED_ROWS = 1024
 """Held-out samples scored at once."""
 
 
@@ -43,7 +43,8 @@ def combine(members: Sequence[Detector], *, how: How = "mean", held_out: float =
     member's score of a sample becomes its rank among that member's N scores of the held-out ones,
     ``(#lower + ½ #equal + ½) / (N + 1)``, in (0, 1); then ranks are combined. Samples are held out
     because members such as KNN or GROOD keep training samples and score these 0: ranks among them
-    would all be near 1. A class whose samples are all held out is missing to the members.
+    would all be near 1. Of those drawn, some are given back where a class would be left without
+    one that is classified correctly, or with fewer than two (one, of a class that has two).
 
     Only the order of a member's scores matters, so scales need not agree. But the network itself
     has seen the held-out samples: new ID samples may rank higher, and more so with some members.
@@ -74,8 +75,8 @@ def combine(members: Sequence[Detector], *, how: How = "mean", held_out: float =
 
     Raises:
       TypeError: a member is no detector, or ``held_out`` no number.
-      ValueError: fewer than two members, a member that needs mixed copies, two kinds of OOD
-        samples, an unknown ``how``, or ``held_out`` not between 0 and 1.
+      ValueError: fewer than two members, a member that needs mixed copies or has an option called
+        ``name``, two kinds of OOD samples, an unknown ``how``, or ``held_out`` not between 0 and 1.
 
     References:
       Haroush et al., arXiv 2102.12967, and Magesh et al., arXiv 2206.09522, combine statistics of
@@ -101,6 +102,8 @@ def combine(members: Sequence[Detector], *, how: How = "mean", held_out: float =
         split_key, fit_key = jax.random.split(key)
         # The share is lowered where it would leave no sample to fit on.
         out = sampled_rows(split_key, count, min(held_out, (count - 1) / count))
+        right = np.asarray(training.outputs.logits).argmax(axis=1) == np.asarray(training.labels)
+        out = _spared(out, np.asarray(training.labels), right)
         kept = np.setdiff1d(np.arange(count), out)
         fitted_on = _rows(training.outputs, kept, fit_needs)
         labels = training.labels[kept]
@@ -156,6 +159,11 @@ def _checked(members: Sequence[Detector]) -> tuple[Detector, ...]:
             raise TypeError(
                 f"members holds {member!r}; expected detectors, as detectors.create makes them"
             )
+        if "name" in member.options:
+            raise ValueError(
+                f"member {member.name} has an option called 'name'; expected another word: by this "
+                "one a combination's options say which detector a member is"
+            )
         if member.rows is not None or any(isinstance(need, Mix) for need in member.needs):
             raise ValueError(
                 f"member {member.name} needs mixed copies of samples, and there are none of "
@@ -174,6 +182,26 @@ def _checked(members: Sequence[Detector]) -> tuple[Detector, ...]:
             "kind of OOD samples"
         )
     return tuple(members)
+
+
+def _spared(
+    out: Int[np.ndarray, " h"], labels: Int[np.ndarray, " n"], right: Bool[np.ndarray, " n"]
+) -> Int[np.ndarray, " s"]:
+    """Of samples drawn those that classes can spare; one at least."""
+    total, back = np.bincount(labels), []
+    left, left_right = total.copy(), np.bincount(labels[right], minlength=len(total))
+    np.subtract.at(left, labels[out], 1)
+    np.subtract.at(left_right, labels[out[right[out]]], 1)
+    for label in np.unique(labels[out]):
+        own = out[labels[out] == label]
+        short = (2 if total[label] > 2 else 1) - left[label]
+        if left_right[label] == 0 and right[own].any():
+            short = max(short, 1)
+        # Those classified right go back first.
+        back.extend(own[np.argsort(~right[own], kind="stable")][: max(short, 0)])
+    spared = np.setdiff1d(out, back)
+    largest = out[total[labels[out]].argmax()][None]
+    return spared if len(spared) else largest
 
 
 def _keys(members: Sequence[Detector], key: Array) -> list[Array]:
@@ -199,7 +227,7 @@ def _scores(
     scorer: Callable[[Any, Outputs], Array], state: Any, outputs: Outputs
 ) -> Float[Array, " n"]:
     count = len(outputs.logits)
-    block = min(ROWS, count)
+    block = min(SCORED_ROWS, count)
     parts = []
     for start in range(0, count, block):
         # The last block reaches back into the one before: one shape, one compilation.

@@ -44,9 +44,10 @@ def gram(*, powers: Sequence[int] = (1, 2, 3, 4, 5)) -> Detector:
 
     ``δ_l`` sums, over powers and channels of layer l, how far the sample's `gram_sums` lie outside
     the range of the training samples of the predicted class, in units of the bound exceeded. ``E``
-    is the mean over a tenth of each class's training samples, drawn at random, at least one; the
-    ranges are those of the others. Classes of training samples are their labels: all this is as in
-    OpenOOD v1.5. The paper takes predicted classes there too, and a separate validation set.
+    is the mean over a tenth of each class's training samples, drawn at random; the ranges are
+    those of the others. Classes of training samples are their labels: all this is as in OpenOOD
+    since February 2024. That the tenth is at least one sample is ours. The paper takes predicted
+    classes there too, and a separate validation set.
 
     Layers are those that the backbone gives (`Backbone.middle`): in the networks of this package
     one after each stage. OpenOOD takes every convolution and ReLU; the paper likewise.
@@ -85,8 +86,8 @@ def gram(*, powers: Sequence[int] = (1, 2, 3, 4, 5)) -> Detector:
             low.append(jnp.asarray(np.stack([part.min(axis=0) for part in own])))
             high.append(jnp.asarray(np.stack([part.max(axis=0) for part in own])))
             deviations = _deviation(sums[held_out], low[-1], high[-1], labels[held_out])
-            mean = deviations.mean()
-            weights.append(jnp.where(mean > 0, 1.0 / jnp.where(mean > 0, mean, 1.0), 1.0))
+            mean = np.asarray(deviations, np.float64).mean()
+            weights.append(jnp.float32(1.0 / mean if mean > 0 else 1.0))
         return GramState(tuple(low), tuple(high), tuple(weights))
 
     def score(state: GramState, outputs: Outputs) -> Float[Array, " b"]:

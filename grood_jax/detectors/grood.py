@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from grood_jax.backbone.outputs import Mix, Outputs
+from grood_jax.detectors._statistics import warn_of_classes
 from grood_jax.detectors.base import (
     Detector,
     MixedTraining,
@@ -25,8 +26,9 @@ from grood_jax.neighbors.building import DType, build_bank, sampled_rows
 from grood_jax.neighbors.searching import search
 from grood_jax.support import checks
 
-OODPrototype = Literal["mixup", "noise", "validation", "prototype-mean"]
+OODPrototype = Literal["mixup", "noise", "raw-noise", "validation", "prototype-mean"]
 
+ADVICE = " (pass present_classes to leave classes out)"
 NOISE_IMAGES = 1000
 NOISE_GROUP = 100
 NOISE_KEPT = 10
@@ -72,9 +74,11 @@ def grood(
     Args:
       ood_prototype: where ``p_ood`` comes from. ``"mixup"``: mean features of training samples
         mixed at the cut with the early prototype of their second most likely class;
-        ``"noise"``: of blurred uniform-noise images, of each hundred the ten whose logits have
-        the lowest logsumexp; ``"validation"``: of held-out OOD images; ``"prototype-mean"``: the
-        mean of the class prototypes.
+        ``"noise"``: of blurred uniform-noise images, stretched and normalised as the data are, of
+        each hundred the ten whose logits have the lowest logsumexp; ``"raw-noise"``: the same of
+        noise that enters the network in [0, 1] as it is, each hundred blurred alike, by a σ from
+        0.2 to 5 pixels, as in OpenOOD's code; ``"validation"``: of held-out OOD images;
+        ``"prototype-mean"``: the mean of the class prototypes.
       k: the score is the distance to the k-th nearest gradient.
       mixup_weight: λ on the sample for ``"mixup"``.
       mixup_samples: how many training samples are mixed for ``"mixup"``, drawn at random.
@@ -92,7 +96,8 @@ def grood(
       present_classes: the classes that the training data hold, if not all of the network's.
 
     Returns:
-      The detector; its scores are (B,) float32, higher for more OOD.
+      The detector; its scores are (B,) float32, higher for more OOD. Its ``fit`` raises ValueError
+      where a class has no sample; where none of a class is classified correctly, it warns.
 
     Raises:
       ValueError: an option outside its range.
@@ -102,7 +107,9 @@ def grood(
       GROOD, arXiv 2312.14427, section 3; ``interpolate`` after its first version.
     """
     checks.choice(
-        "ood_prototype", ood_prototype, ("mixup", "noise", "validation", "prototype-mean")
+        "ood_prototype",
+        ood_prototype,
+        ("mixup", "noise", "raw-noise", "validation", "prototype-mean"),
     )
     checks.at_least("k", k, 1)
     checks.at_least("mixup_samples", mixup_samples, 1)
@@ -126,6 +133,7 @@ def grood(
     sources: dict[str, OODSource | None] = {
         "mixup": MixedTraining(mixup_weight, mixup_samples, present),
         "noise": Noise(NOISE_IMAGES),
+        "raw-noise": Noise(NOISE_IMAGES, raw=True),
         "validation": Validation(),
         "prototype-mean": None,
     }
@@ -136,7 +144,7 @@ def grood(
         logits, labels = training.outputs.logits, training.labels
         correct = np.asarray(logits.argmax(axis=1) == labels)
         counts = np.bincount(np.asarray(labels)[correct], minlength=logits.shape[1])
-        require_classes("correctly classified sample", counts, present or None)
+        warn_of_classes("grood", counts, "the bank has no gradient of these", present or None)
         available = len(present) or logits.shape[1]
         if mix is not None and mix.classes >= available:
             raise ValueError(
@@ -158,7 +166,7 @@ def grood(
     def fit(training: Training, key: Array) -> GroodState:
         features, logits = training.outputs.features, training.outputs.logits
         prototypes, counts = class_prototypes(features, training.labels, logits.shape[1])
-        require_classes("sample", counts, present or None)
+        require_classes("sample", counts, present or None, ADVICE)
         if present:
             prototypes = prototypes[np.asarray(present)]
         chosen = rows(training, key)
@@ -245,7 +253,7 @@ def _ood_prototype(
     if ood is None or len(ood.features) == 0:
         raise ValueError(f"training.ood is empty; expected outputs for ood_prototype {source!r}")
     features = checks.finite("training.ood.features", jnp.asarray(ood.features))
-    if source == "noise":
+    if source in ("noise", "raw-noise"):
         features = features[least_like_training(jnp.asarray(ood.logits))]
     elif farthest_fifth:
         nearest = distances_to(features, prototypes).min(axis=1)

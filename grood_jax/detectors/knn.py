@@ -40,7 +40,7 @@ def knn(*, k: int = 50, sampling_ratio: float = 1.0) -> Detector:
     checks.fraction("sampling_ratio", sampling_ratio, zero=False)
 
     def fit(training: Training, key: Array) -> Bank:
-        features = training_features(training)
+        features = training_features(training, None)
         return build_bank(unit_rows(features[rows_of_bank(key, len(features), sampling_ratio, k)]))
 
     def score(state: Bank, outputs: Outputs) -> Float[Array, " b"]:

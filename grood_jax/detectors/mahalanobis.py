@@ -16,14 +16,16 @@ def mahalanobis() -> Detector:
     """Mahalanobis distance; the score is ``min_c (h − μ_c)ᵀ Σ⁺ (h − μ_c)``.
 
     ``μ_c`` are means of the penultimate features by label and ``Σ`` the covariance about them that
-    all classes share, divided by N. ``Σ⁺`` is its pseudo-inverse: directions in which no class
-    varies do not count. The paper's score is the negative of this, summed over several layers
-    with weights learnt from OOD data, on perturbed images. OpenOOD v1.5 has that as
-    ``mds_ensemble``; this is its ``mds``.
+    all classes share, divided by N. ``Σ⁺`` is its pseudo-inverse, both in float64: directions whose
+    variance is below ``D ε`` times the largest, with float64's ε, do not count, as in scikit-learn
+    and so in OpenOOD. The score itself is computed in float32. The paper's score is the negative of
+    this, summed over several layers with weights learnt from OOD data, on perturbed images. OpenOOD
+    v1.5 has that as ``mds_ensemble``; this is its ``mds``.
 
     Returns:
       The detector; its scores are (B,) float32, squared distances, higher for more OOD. Its
-      ``fit`` raises ValueError where a class has no sample.
+      ``fit`` raises ValueError where a class has no sample, or no class has samples that differ,
+      and warns where there are too few samples for a covariance of full rank.
 
     References:
       Lee, Lee, Lee and Shin, arXiv 1807.03888, section 2.1, equations 1 and 2.
@@ -31,7 +33,7 @@ def mahalanobis() -> Detector:
 
     def fit(training: Training, key: Array) -> Gaussians:
         del key
-        return fit_class_gaussians(training)
+        return fit_class_gaussians("mahalanobis", training)
 
     def score(state: Gaussians, outputs: Outputs) -> Float[Array, " b"]:
         return nearest_squared_distance(state, jnp.asarray(outputs.features))

@@ -9,7 +9,6 @@ from jaxtyping import Array, Float
 
 from grood_jax.backbone.outputs import Outputs
 from grood_jax.detectors._statistics import (
-    ROWS,
     product,
     rows_of_bank,
     training_features,
@@ -17,6 +16,9 @@ from grood_jax.detectors._statistics import (
 )
 from grood_jax.detectors.base import Detector, Training
 from grood_jax.support import checks
+
+BANK_ROWS = 4096
+"""Rows of the bank that samples are compared with at once."""
 
 LEAST_RATIO = 0.01
 """The share of the training samples in the bank, if nothing else is asked for."""
@@ -42,8 +44,8 @@ def nnguide(*, k: int = 100, sampling_ratio: float | None = None) -> Detector:
 
     ``E`` is the logsumexp of the logits, and the mean runs over the k training samples of the bank
     with the largest products ``E(x_i) cos(h, h_i)``. Zero features have product 0 with all. The
-    paper and OpenOOD v1.5 have the negative of this. OpenOOD takes the first batches of a shuffled
-    pass for its bank, this a random share.
+    paper and OpenOOD v1.5 have the negative of this. OpenOOD's bank is the first batches of its
+    training loader, this one's a random share.
 
     Args:
       k: how many neighbours are averaged; OpenOOD's default. The authors' code has 10 where
@@ -68,14 +70,14 @@ def nnguide(*, k: int = 100, sampling_ratio: float | None = None) -> Detector:
         checks.fraction("sampling_ratio", sampling_ratio, zero=False)
 
     def fit(training: Training, key: Array) -> NNGuideState:
-        features = training_features(training)
+        features = training_features(training, None)
         ratio = sampling_ratio
         if ratio is None:
             ratio = min(1.0, max(LEAST_RATIO, 10 * k / len(features)))
         chosen = rows_of_bank(key, len(features), ratio, k)
         energies = jax.nn.logsumexp(jnp.asarray(training.outputs.logits)[chosen], axis=1)
         rows = unit_rows(features[chosen]) * energies[:, None]
-        blocks = -(-len(rows) // ROWS)
+        blocks = -(-len(rows) // BANK_ROWS)
         length = -(-len(rows) // blocks)
         padded = jnp.pad(rows, ((0, blocks * length - len(rows)), (0, 0)))
         return NNGuideState(padded.reshape(blocks, length, -1), jnp.int32(len(rows)))

@@ -10,8 +10,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from grood_jax.backbone.outputs import Outputs
+from grood_jax.detectors._statistics import correct_means
 from grood_jax.detectors.base import Detector, Training
-from grood_jax.maths.prototypes import class_prototypes, require_classes
 from grood_jax.support import checks
 
 Distance = Literal["euclidean", "cosine", "eucos"]
@@ -54,12 +54,11 @@ def openmax(*, tail: int = 20, alpha: int = 3, distance: Distance = "euclidean")
     fitted by maximum likelihood to the largest of these samples' own distances, which are shifted
     so that the smallest of the tail lies at 1 (as libMR does, so the scale of the logits matters).
 
-    All this is as in OpenOOD v1.5, except for the score: OpenOOD's confidence is the largest of
-    all C + 1 probabilities, the unknown class's among them, so a sample that is surely unknown
-    counts as ID there. The paper's ω is ``(α − i) / α``, and its algorithm 2 has ``1 − F`` in
-    place of F; its authors' code has what is taken here. A negative logit among the α largest
-    takes from the unknown class, as in both codes. Where all distances of a tail are equal (one
-    or two samples in the class), F is a step there.
+    All this is as in OpenOOD v1.5, whose confidence is the negative of this score. The paper's ω
+    is ``(α − i) / α``, and its algorithm 2 has ``1 − F`` in place of F; its authors' code has what
+    is taken here. A negative logit among the α largest takes from the unknown class, as in both
+    codes. Where all distances of a tail are equal (one or two samples in the class), F is a step
+    there.
 
     Args:
       tail: how many of each class's largest distances are fitted; all where there are fewer.
@@ -71,7 +70,8 @@ def openmax(*, tail: int = 20, alpha: int = 3, distance: Distance = "euclidean")
 
     Returns:
       The detector; its scores are (B,) float32 in [0, 1], higher for more OOD. Scores within 6e-8
-      of 1 are all 1.
+      of 1 are all 1. Its ``fit`` raises ValueError where a class has no sample; where none of a
+      class is classified correctly, it warns and takes all its samples.
 
     Raises:
       TypeError: an option of the wrong type.
@@ -87,12 +87,11 @@ def openmax(*, tail: int = 20, alpha: int = 3, distance: Distance = "euclidean")
     def fit(training: Training, key: Array) -> OpenMaxState:
         del key
         logits = jnp.asarray(training.outputs.logits)
-        right = np.flatnonzero(logits.argmax(axis=1) == training.labels)
-        logits, labels = logits[right], training.labels[right]
-        means, counts = class_prototypes(logits, labels, logits.shape[1])
-        require_classes("correctly classified sample", counts)
+        means, taken = correct_means("openmax", logits, logits, training.labels)
+        logits, labels = logits[taken], np.asarray(training.labels)[taken]
+        counts = np.bincount(labels, minlength=logits.shape[1])
         distances = _distances(logits, means[labels], distance)
-        tails, valid = _tails(np.asarray(distances), np.asarray(labels), np.asarray(counts), tail)
+        tails, valid = _tails(np.asarray(distances), labels, counts, tail)
         starts, shapes, log_scales = (
             jnp.asarray(found, jnp.float32) for found in _fit_weibull(tails, valid)
         )
@@ -158,7 +157,7 @@ def _fit_weibull(
     """Starts, shapes and logarithms of the scales, by maximum likelihood in float64."""
     count = valid.sum(axis=1)
     starts = np.where(valid, tails, np.inf).min(axis=1)
-    logs = np.where(valid, np.log1p(tails - starts[:, None]), 0.0)
+    logs = np.log1p(np.where(valid, tails - starts[:, None], 0.0))
     longest = logs.max(axis=1)
     below = np.where(valid, logs - longest[:, None], 0.0)
     spread = -below.sum(axis=1) / count

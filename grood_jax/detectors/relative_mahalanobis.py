@@ -39,7 +39,7 @@ def relative_mahalanobis() -> Detector:
 
     Returns:
       The detector; its scores are (B,) float32 of either sign, higher for more OOD. Its ``fit``
-      raises ValueError where a class has no sample.
+      raises ValueError and warns as that of `mahalanobis`.
 
     References:
       Ren, Fort, Liu, Roy, Padhy and Lakshminarayanan, arXiv 2106.09022, section 2.
@@ -47,7 +47,9 @@ def relative_mahalanobis() -> Detector:
 
     def fit(training: Training, key: Array) -> RelativeMahalanobisState:
         del key
-        return RelativeMahalanobisState(fit_class_gaussians(training), fit_background(training))
+        return RelativeMahalanobisState(
+            fit_class_gaussians("relative_mahalanobis", training), fit_background(training)
+        )
 
     def score(state: RelativeMahalanobisState, outputs: Outputs) -> Float[Array, " b"]:
         features = jnp.asarray(outputs.features)

@@ -7,9 +7,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from grood_jax.backbone.outputs import Outputs
-from grood_jax.detectors._statistics import training_features, unit_rows
+from grood_jax.detectors._statistics import correct_means, training_features, unit_rows
 from grood_jax.detectors.base import Detector, Training
-from grood_jax.maths.prototypes import class_prototypes, require_classes
 from grood_jax.support import checks
 
 Metric = Literal["inner_product", "euclidean", "cosine"]
@@ -29,7 +28,8 @@ def she(*, metric: Metric = "inner_product") -> Detector:
 
     Returns:
       The detector; its scores are (B,) float32, higher for more OOD. Its ``fit`` raises ValueError
-      where a class has no sample that is classified correctly.
+      where a class has no sample; where none of a class is classified correctly, it warns and
+      takes the mean of all its samples.
 
     Raises:
       ValueError: an unknown metric.
@@ -45,9 +45,7 @@ def she(*, metric: Metric = "inner_product") -> Detector:
         del key
         features, logits = training_features(training), np.asarray(training.outputs.logits)
         labels = np.asarray(training.labels)
-        correct = np.flatnonzero(logits.argmax(axis=1) == labels)
-        patterns, counts = class_prototypes(features[correct], labels[correct], logits.shape[1])
-        require_classes("correctly classified sample", counts)
+        patterns, _ = correct_means("she", features, logits, labels)
         return unit_rows(patterns) if metric == "cosine" else patterns
 
     def score(state: Float[Array, "c d"], outputs: Outputs) -> Float[Array, " b"]:

@@ -2,7 +2,7 @@
 
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from grood_jax.backbone.backbone import Backbone, require_backbone
 from grood_jax.backbone.outputs import Mix, Need, Outputs
 from grood_jax.data import Batch
+from grood_jax.data.builtin import raw_noise
 from grood_jax.detectors import Detector, MixedTraining, Noise, OODSource, Training, Validation
 from grood_jax.evaluation.accuracy import warn_of_chance
 from grood_jax.passes.devices import on_one
@@ -22,6 +23,9 @@ from grood_jax.passes.memo import Memo, make_anew
 from grood_jax.passes.training_pass import TrainingPass, run_training_set
 from grood_jax.support import checks
 from grood_jax.support.errors import UserError
+
+NOISE_ROWS = 100
+"""Noise images in a batch."""
 
 SCORE_ROWS = 1024
 """Rows scored at once; the last block is padded, so that each detector compiles once."""
@@ -176,6 +180,11 @@ def prepare(
     def stand_in(source: OODSource) -> Outputs:
         if isinstance(source, MixedTraining):
             return seen.mixed_samples(source, sample_key)
+        if isinstance(source, Noise) and source.raw:
+            shape = next(iter(train(None))).images.shape[1:]
+            bits = np.asarray(jax.random.key_data(noise_key)).tolist()
+            about = {"set": "raw noise", "images": source.images, "key": bits}
+            return outputs_of(_raw_noise(source.images, noise_key, shape), about)
         if isinstance(source, Noise) and noise is not None:
             bits = np.asarray(jax.random.key_data(noise_key)).tolist()
             about = {"set": "noise", "images": source.images, "key": bits}
@@ -190,6 +199,19 @@ def prepare(
     return Fitter(seen, ood, head, fit_key)
 
 
+def _raw_noise(count: int, key: Array, shape: tuple[int, ...]) -> Iterator[Batch]:
+    """Batches of noise that enters the network as it is."""
+    if len(shape) != 3:
+        raise UserError(
+            f"ood_prototype 'raw-noise' needs images (H, W, C), and one has shape {shape}; choose "
+            "'mixup' or 'prototype-mean'"
+        )
+    images = raw_noise(count, int(jax.random.bits(key)), (shape[0], shape[1]), shape[2])
+    for start in range(0, count, NOISE_ROWS):
+        part = images[start : start + NOISE_ROWS]
+        yield Batch(part, np.full(len(part), -1, np.int32), np.ones(len(part), bool))
+
+
 def _require_sources(sources: Iterable[OODSource], noise: Any, validation: Any) -> None:
     """Refuses sources of OOD images that are not given, before anything is computed."""
     if validation is None and any(isinstance(source, Validation) for source in sources):
@@ -197,7 +219,7 @@ def _require_sources(sources: Iterable[OODSource], noise: Any, validation: Any) 
             "ood_prototype 'validation' needs held-out OOD images, and there are none; choose "
             "'mixup', 'noise' or 'prototype-mean', or give a validation set"
         )
-    if noise is None and any(isinstance(source, Noise) for source in sources):
+    if noise is None and any(isinstance(source, Noise) and not source.raw for source in sources):
         raise UserError("ood_prototype 'noise' needs noise images; give `noise`")
 
 

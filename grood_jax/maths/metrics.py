@@ -15,7 +15,10 @@ def ood_metrics(id_scores: npt.ArrayLike, ood_scores: npt.ArrayLike) -> dict[str
 
     OOD is the positive class of ``auroc``, ``fpr95`` and ``aupr_out``; ID that of ``aupr_in``.
     ``fpr95`` is the false-positive rate at the first threshold whose true-positive rate reaches
-    0.95. AUPR is the area under the precision-recall curve by the trapezoidal rule.
+    0.95. OpenOOD's tag v1.5 has ID as the positive class there, its main branch OOD since August
+    2023. Where scores are duplicated its FPR@95 may be higher: its curve drops collinear points,
+    and with them thresholds; all are kept here. AUPR is the area under the precision-recall curve
+    by the trapezoidal rule.
 
     Args:
       id_scores: scores of in-distribution samples, (N,).

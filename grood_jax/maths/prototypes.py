@@ -150,20 +150,38 @@ def class_prototypes(
 
 
 def require_classes(
-    what: str, counts: Int[Array | np.ndarray, " c"], present: Sequence[int] | None = None
+    what: str,
+    counts: Int[Array | np.ndarray, " c"],
+    present: Sequence[int] | None = None,
+    advice: str = "",
 ) -> None:
     """Raises ValueError naming the classes, of those that must be present, with no sample.
 
-    Also where ``present`` holds what is no class.
+    Also where ``present`` holds what is no class. The advice ends the message.
     """
-    found = np.asarray(counts)
-    if present is not None:
-        checks.classes("present_classes", present, len(found), ("P",))
-    expected = range(len(found)) if present is None else present
-    empty = [int(c) for c in expected if found[c] == 0]
-    if empty:
-        named = ", ".join(map(str, empty[:20])) + (", …" if len(empty) > 20 else "")
+    empty, expected = empty_classes(counts, present)
+    if len(empty):
         raise ValueError(
-            f"labels: no {what} of class {named} ({len(empty)} of {len(list(expected))} classes); "
-            "expected at least one of each (pass present_classes to leave classes out)"
+            f"labels: no {what} of class {written(empty)} ({len(empty)} of {expected} classes); "
+            f"expected at least one of each{advice}"
         )
+
+
+def written(classes: Int[np.ndarray, " e"]) -> str:
+    """The first twenty classes, for a message."""
+    return ", ".join(map(str, classes[:20])) + (", …" if len(classes) > 20 else "")
+
+
+def empty_classes(
+    counts: Int[Array | np.ndarray, " c"], present: Sequence[int] | None = None
+) -> tuple[Int[np.ndarray, " e"], int]:
+    """The classes without a sample, and of how many.
+
+    Raises:
+      ValueError: ``present`` holds what is no class.
+    """
+    seen = np.asarray(counts)
+    if present is not None:
+        checks.classes("present_classes", present, len(seen), ("P",))
+    expected = np.arange(len(seen)) if present is None else np.asarray(present)
+    return expected[seen[expected] == 0], len(expected)

@@ -282,7 +282,8 @@ def test_the_key_decides_what_is_held_out(training):
 
 @pytest.mark.parametrize(
     ("count", "share", "expected"),
-    [(2, 0.01, 1), (2, 0.99, 1), (7, 0.99, 6)],
+    # Of four classes, with two samples and one, each keeps one.
+    [(2, 0.01, 1), (2, 0.99, 1), (7, 0.99, 3)],
 )
 def test_some_are_held_out_and_some_are_not(count, share, expected):
     training = training_of(count)
@@ -294,7 +295,7 @@ def test_some_are_held_out_and_some_are_not(count, share, expected):
 def test_held_out_samples_are_scored_in_blocks(training, monkeypatch):
     whole = combine([column(0), ENERGY], held_out=0.3).fit(training, jax.random.key(0))
     # As a module: the package may have the function by that name.
-    monkeypatch.setattr(sys.modules["grood_jax.detectors.combine"], "ROWS", 7)
+    monkeypatch.setattr(sys.modules["grood_jax.detectors.combine"], "SCORED_ROWS", 7)
     seen = []
 
     def apply(x):
@@ -403,3 +404,24 @@ def test_options_are_checked(options, error, message, unchecked):
 def test_members_of_one_kind_of_ood_samples_go_together():
     members = [column(ood=Validation()), grood(ood_prototype="validation"), energy()]
     assert combine(members).ood == Validation()
+
+
+def test_classes_of_two_samples_can_be_combined_whatever_is_drawn():
+    rng = np.random.default_rng(0)
+    classes = 20
+    labels = np.repeat(np.arange(classes), 2)
+    logits = rng.normal(size=(2 * classes, classes)) + 9 * np.eye(classes)[labels]
+    features = rng.normal(size=(2 * classes, WIDTH))
+    training = Training(
+        gj.Outputs(jnp.asarray(features, jnp.float32), jnp.asarray(logits, jnp.float32)),
+        jnp.asarray(labels, jnp.int32),
+    )
+    members = [column(0), column(1)]
+    for seed in range(5):
+        state = combine(members, held_out=0.5).fit(training, jax.random.key(seed))
+        assert set(np.asarray(state.states[0][0].labels)) == set(range(classes))
+
+
+def test_a_members_option_called_name_is_refused():
+    with pytest.raises(ValueError, match="member column has an option called 'name'"):
+        combine([ENERGY, replace(column(0), options={"name": 3})])

@@ -229,6 +229,17 @@ def test_degenerate_features_give_finite_scores(name, kind):
         if len(np.unique(training.labels)) < CLASSES:
             features = np.concatenate([features, 9 * np.asarray(weights).T])
             training = training_of(features, weights, bias)
+    if "mahalanobis" in name and kind in ("zero", "constant"):
+        with pytest.raises(ValueError, match=f"do not vary within a class .*; {name} expects"):
+            DETECTORS[name].fit(training, jax.random.key(0))
+        return
+    if "mahalanobis" in name and kind == "few samples":
+        state = None
+        with pytest.warns(UserWarning, match="12 features has at most rank 8"):
+            state = DETECTORS[name].fit(training, jax.random.key(0))
+        tried = outputs_of(training, queries.features)
+        assert np.isfinite(DETECTORS[name].score(state, tried)).all()
+        return
     tried = np.concatenate([queries.features[2:], features[:1], np.zeros((1, WIDTH))])
     assert np.isfinite(scores(DETECTORS[name], training, outputs_of(training, tried))).all()
 
@@ -371,10 +382,10 @@ def test_nnguide_in_blocks_equals_nnguide_at_once(sign, monkeypatch):
     shifted = gj.Outputs(training.outputs.features, sign * 50 + training.outputs.logits)
     training = Training(shifted, training.labels, head=training.head)
     whole = nnguide(k=7, sampling_ratio=1.0).fit(training, jax.random.key(0))
-    monkeypatch.setattr(sys.modules[nnguide.__module__], "ROWS", 17)
+    monkeypatch.setattr(sys.modules[nnguide.__module__], "BANK_ROWS", 17)
     parts = nnguide(k=7, sampling_ratio=1.0).fit(training, jax.random.key(0))
     assert whole.bank.shape == (1, 60, WIDTH) and parts.bank.shape == (4, 15, WIDTH)
-    monkeypatch.setattr(sys.modules[nnguide.__module__], "ROWS", 8)
+    monkeypatch.setattr(sys.modules[nnguide.__module__], "BANK_ROWS", 8)
     padded = nnguide(k=7, sampling_ratio=1.0).fit(training, jax.random.key(0))
     assert padded.bank.shape[0] * padded.bank.shape[1] > 60
     expected = by_nnguide(training, *wide(queries))
@@ -443,12 +454,68 @@ def test_second_moments_do_not_depend_on_the_blocks(rows, monkeypatch):
     training, _ = make()
     h, y = np.asarray(training.outputs.features, np.float64), np.asarray(training.labels)
     centers = np.random.default_rng(1).normal(size=(CLASSES, WIDTH)).astype(np.float32)
-    monkeypatch.setattr(statistics, "ROWS", rows)
+    monkeypatch.setattr(statistics, "MOMENT_ROWS", rows)
     found = statistics.second_moment(
         training.outputs.features, jnp.asarray(centers), training.labels
     )
     expected = (h - centers[y]).T @ (h - centers[y]) / SAMPLES
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("factory", [mahalanobis, relative_mahalanobis])
+def test_one_sample_a_class_is_refused(factory):
+    # Distances to the samples' mean alone would rank, and the relative ones the wrong way round.
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(CLASSES, WIDTH)) + 5
+    training = training_of(features, rng.normal(size=(WIDTH, CLASSES)), np.zeros(4), np.arange(4))
+    message = r"do not vary within a class \(4 samples of 4 classes\); \w+ expects at least two"
+    with pytest.raises(ValueError, match=message):
+        factory().fit(training, jax.random.key(0))
+
+
+def steep(condition, samples=1200, width=64, tried=100):
+    """Features of which the least varying direction alone tells what is OOD."""
+    rng = np.random.default_rng(3)
+    axes = np.linalg.qr(rng.normal(size=(width, width)))[0]
+    spread = np.logspace(0, -np.log10(condition) / 2, width)
+    centers = 3 * rng.normal(size=(CLASSES, width))
+
+    def drawn(count, last=1.0):
+        labels = np.arange(count) % CLASSES
+        rest = rng.normal(size=(count, width)) * spread
+        rest[:, -1] *= last
+        return (centers[labels] + rest @ axes.T).astype(np.float32), labels
+
+    (seen, labels), (inside, _), (outside, _) = drawn(samples), drawn(tried), drawn(tried, 60.0)
+    training = training_of(seen, rng.normal(size=(width, CLASSES)), np.zeros(CLASSES), labels)
+    return training, inside, outside
+
+
+def by_float64(training, x, relative):
+    h, _ = wide(training.outputs)
+    y = np.asarray(training.labels)
+    x = np.asarray(x, np.float64)
+    means = np.stack([h[y == c].mean(axis=0) for c in range(CLASSES)])
+
+    def squared(means, labels):
+        precision = np.linalg.pinv(np.cov((h - means[labels]).T, bias=True), hermitian=True)
+        rest = x[:, None] - means
+        return np.einsum("bcd,de,bce->bc", rest, precision, rest).min(axis=1)
+
+    background = squared(h.mean(axis=0)[None], np.zeros(len(h), int)) if relative else 0.0
+    return squared(means, y) - background
+
+
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize(("condition", "rtol"), [(4096.0, 1e-4), (1e7, 1e-4), (1e9, 2e-3)])
+def test_a_direction_of_small_variance_counts(condition, rtol, relative):
+    training, inside, outside = steep(condition)
+    detector = (relative_mahalanobis if relative else mahalanobis)()
+    tried = np.concatenate([inside, outside])
+    found = scores(detector, training, outputs_of(training, tried))
+    expected = by_float64(training, tried, relative)
+    np.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol * np.abs(expected).max())
+    assert (found[: len(inside)].max() < np.median(found[len(inside) :])).all()
 
 
 @pytest.mark.parametrize("factory", [mahalanobis, relative_mahalanobis])
@@ -482,6 +549,46 @@ def test_the_mean_virtual_logit_of_training_samples_is_their_mean_largest_logit(
     _, logits = wide(training.outputs)
     virtual = found + log_sum(logits)
     np.testing.assert_allclose(virtual.mean(), logits.max(axis=1).mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [-200.0, -9.0, 30.0])
+def test_a_constant_added_to_all_logits_does_not_turn_vim_round(shift):
+    rng = np.random.default_rng(0)
+    weights = 2 * rng.normal(size=(WIDTH, CLASSES))
+    labels = np.arange(500) % CLASSES
+    seen = np.maximum(weights.T[labels] + rng.normal(size=(500, WIDTH)), 0)
+    inside = np.maximum(weights.T[labels[:200]] + rng.normal(size=(200, WIDTH)), 0)
+    outside = np.maximum(6 * rng.normal(size=(200, WIDTH)), 0)
+    training = training_of(seen, weights, np.full(CLASSES, shift), labels)
+    largest = np.asarray(training.outputs.logits).max(axis=1).mean()
+    if largest <= 0:
+        with pytest.warns(UserWarning, match="vim: the largest logits .* not above 0"):
+            state = vim().fit(training, jax.random.key(0))
+    else:
+        state = vim().fit(training, jax.random.key(0))
+    tried = outputs_of(training, np.concatenate([inside, outside]))
+    found = np.asarray(vim().score(state, tried))
+    assert state.alpha > 0
+    assert gj.ood_metrics(found[:200], found[200:])["auroc"] > 0.9
+
+
+def test_vim_of_negative_logits_is_that_of_logits_about_their_mean():
+    training, queries = make()
+    h, logits = wide(training.outputs)
+    moved = Training(
+        gj.Outputs(training.outputs.features, training.outputs.logits - 100),
+        training.labels,
+        head=(training.head[0], training.head[1] - 100),
+    )
+    with pytest.warns(UserWarning, match="not above 0"):
+        state = vim(dim=5).fit(moved, jax.random.key(0))
+    x, z = wide(queries)
+    found = vim(dim=5).score(state, gj.Outputs(queries.features, queries.logits - 100))
+    # The origin follows the bias; the residuals are taken as they are.
+    own, own_x = (residuals(moved, rows, 5) for rows in (h, x))
+    alpha = (logits.max(axis=1) - logits.mean(axis=1)).mean() / own.mean()
+    expected = alpha * own_x - log_sum(z) + z.mean(axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_features_within_a_plane_have_no_residual_and_those_off_it_stand_out():
@@ -532,12 +639,17 @@ def test_she_by_other_metrics(metric):
     np.testing.assert_allclose(found, expected[metric], rtol=1e-5, atol=1e-6)
 
 
-def test_she_names_a_class_that_is_never_classified_correctly():
+def test_she_takes_all_samples_of_a_class_that_is_never_classified_correctly():
     training, _ = make()
     logits = training.outputs.logits.at[:, 3].set(-1e3)
     missing = Training(gj.Outputs(training.outputs.features, logits), training.labels)
-    with pytest.raises(ValueError, match="no correctly classified sample of class 3"):
-        she().fit(missing, jax.random.key(0))
+    with pytest.warns(UserWarning, match="she: no correctly classified sample of class 3 .1 of 4"):
+        patterns = she().fit(missing, jax.random.key(0))
+    h, y = wide(training.outputs)[0], np.asarray(training.labels)
+    np.testing.assert_allclose(patterns[3], h[y == 3].mean(axis=0), rtol=1e-5)
+    none = Training(missing.outputs, jnp.where(training.labels == 3, 0, training.labels))
+    with pytest.raises(ValueError, match=r"no sample of class 3 .* of each$"):
+        she().fit(none, jax.random.key(0))
 
 
 # fDBD and NCI: the head's geometry

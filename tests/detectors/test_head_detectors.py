@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import grood_jax as gj
+from grood_jax import detectors
 from grood_jax.detectors import Training
 from grood_jax.detectors._activation import percentile_of
 from grood_jax.detectors.ash import ash
@@ -221,6 +222,7 @@ def test_gradnorm_of_equal_logits_is_zero_and_the_highest_score():
 def test_energies_shift_with_the_bias(name):
     detector = DETECTORS[name]
     seen, labels = outputs(TRAIN), jnp.zeros(N, jnp.int32)
+    seen = gj.Outputs(seen.features, seen.logits + 3)
     moved = (jnp.asarray(WEIGHTS), jnp.asarray(BIAS + 3))
     state = detector.fit(Training(seen, labels, head=moved), jax.random.key(0))
     agree(jax.jit(detector.score)(state, outputs(TEST)), scores(detector) - 3.0)
@@ -278,6 +280,57 @@ def test_a_missing_head_is_refused(name):
         detector.fit(Training(outputs(TRAIN), jnp.zeros(N, jnp.int32)), jax.random.key(0))
 
 
+TOLD_THE_HEAD = [name for name in detectors.names() if detectors.create(name).head]
+
+
+def wrong_heads():
+    other = np.random.default_rng(9).normal(size=(D, C)).astype(np.float32)
+    return {
+        "auxiliary": (other, BIAS),
+        "scaled": (WEIGHTS / 20, BIAS / 20),
+        "a little scaled": (WEIGHTS * 1.1, BIAS),
+        "of other features": (WEIGHTS[::-1], BIAS),
+        "without its bias": (WEIGHTS, 0 * BIAS),
+    }
+
+
+@pytest.mark.parametrize("kind", wrong_heads())
+@pytest.mark.parametrize("name", TOLD_THE_HEAD)
+def test_a_head_that_does_not_give_the_logits_is_refused(name, kind):
+    head = tuple(map(jnp.asarray, wrong_heads()[kind]))
+    message = (
+        rf"training.head is not what gives the logits: .* by up to \S+ \(row .*; {name} expects"
+    )
+    with pytest.raises(ValueError, match=message):
+        training = Training(outputs(TRAIN), jnp.zeros(N, jnp.int32), head=head)
+        detectors.create(name).fit(training, jax.random.key(0))
+
+
+def test_a_transposed_head_is_refused():
+    weights = WEIGHTS[:C]
+    features = TRAIN[:, :C]
+    seen = gj.Outputs(jnp.asarray(features), jnp.asarray(features @ weights + BIAS))
+    labels = jnp.zeros(N, jnp.int32)
+    react().fit(
+        Training(seen, labels, head=(jnp.asarray(weights), jnp.asarray(BIAS))), jax.random.key(0)
+    )
+    with pytest.raises(ValueError, match="Usually it is an auxiliary head, the weights are transp"):
+        turned = (jnp.asarray(weights.T), jnp.asarray(BIAS))
+        react().fit(Training(seen, labels, head=turned), jax.random.key(0))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_head_whose_logits_were_computed_in_half_precision_is_taken(dtype):
+    rng = np.random.default_rng(4)
+    weights, bias = rng.normal(size=(512, 100)) / 20, rng.normal(size=100)
+    features = np.maximum(rng.normal(size=(300, 512)), 0)
+    w, b, h = (jnp.asarray(each, jnp.float32) for each in (weights, bias, features))
+    logits = h.astype(dtype) @ w.astype(dtype) + b.astype(dtype)[None, :]
+    labels = jnp.zeros(300, jnp.int32)
+    for given in (logits, logits.astype(jnp.float32)):
+        react().fit(Training(gj.Outputs(h, given), labels, head=(w, b)), jax.random.key(0))
+
+
 def test_gradnorm_needs_no_head_and_no_fitting():
     assert not GRADNORM.head
     assert jax.tree.leaves(fitted(GRADNORM)) == []
@@ -288,7 +341,7 @@ def test_defaults_are_as_documented():
     assert found == [
         {"percentile": 90},
         {"p": 90},
-        {"variant": "s", "percentile": 90},
+        {"variant": "b", "percentile": 90},
         {"percentile": 85},
         {"low": 60, "high": 95},
         {},

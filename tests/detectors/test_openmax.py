@@ -193,11 +193,16 @@ def test_logits_of_zeros_are_scored(training):
     np.testing.assert_allclose(found, [1 / (CLASSES + 1)] * 2, rtol=1e-6)
 
 
-def test_a_class_that_is_never_classified_right_is_named(training):
+def test_all_samples_are_taken_of_a_class_that_is_never_classified_right(training):
     logits = np.asarray(training.outputs.logits).copy()
     logits[:, 3] = -10.0
-    with pytest.raises(ValueError, match="no correctly classified sample of class 3 "):
-        fitted(openmax(), trained_on(logits, training.labels))
+    with pytest.warns(UserWarning, match="openmax: no correctly classified sample of class 3 "):
+        state = fitted(openmax(), trained_on(logits, training.labels))
+    own = logits[np.asarray(training.labels) == 3]
+    np.testing.assert_allclose(state.means[3], own.mean(axis=0), rtol=1e-5)
+    without = np.where(np.asarray(training.labels) == 3, 0, training.labels)
+    with pytest.raises(ValueError, match=r"no sample of class 3 .* of each$"):
+        fitted(openmax(), trained_on(logits, without))
 
 
 @pytest.mark.parametrize(
