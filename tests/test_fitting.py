@@ -1,5 +1,6 @@
 """One forward pass for all detectors: counted, compared with NumPy, whatever the batches."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import grood_jax as gj
 from grood_jax import benchmarks
@@ -32,6 +34,8 @@ from grood_jax.support.errors import UserError
 
 ROWS, BATCH, CLASSES, WIDTH = 70, 32, 4, 6
 PASSES = 3  # ceil(70 / 32)
+ALONE = 1
+"""Passes over copies of one image, which must not depend on the others of its batch."""
 PREPROCESSING = Preprocessing(8, 1, mean=(0.5,), std=(0.25,))
 
 
@@ -170,8 +174,8 @@ def fit(detectors: dict[str, Detector], key: jax.Array, **options: Any) -> fitti
 def test_the_network_runs_once_over_the_training_set(key, detectors, mixed_passes):
     backbone, counts = network()
     fitting.fit_detectors(backbone, train_of(training_set()), detectors, key=key)
-    assert counts.now().early == PASSES + mixed_passes
-    assert counts.now().late == PASSES + mixed_passes
+    assert counts.now().early == PASSES + ALONE + mixed_passes
+    assert counts.now().late == PASSES + ALONE + mixed_passes
 
 
 def test_interpolation_runs_the_second_stage_once_for_each_copy(key):
@@ -182,8 +186,8 @@ def test_interpolation_runs_the_second_stage_once_for_each_copy(key):
         backbone, train_of(training_set()), {"grood": grood(**options)}, key=key
     )
     bank_passes = -(-correct.sum() // BATCH)
-    assert counts.now().early == PASSES + bank_passes
-    assert counts.now().late == PASSES + 2 * bank_passes
+    assert counts.now().early == PASSES + ALONE + bank_passes
+    assert counts.now().late == PASSES + ALONE + 2 * bank_passes
     before = counts.now()
     fitting.extract(
         backbone,
@@ -209,7 +213,7 @@ def test_held_out_images_run_once(key):
         validation=lambda: stream(image_set(40, 3)),
         noise=lambda count, key: stream(image_set(20, 4)),
     )
-    assert counts.now().early == PASSES + 2 + 1
+    assert counts.now().early == PASSES + ALONE + 2 + 1
 
 
 # How often it is compiled.
@@ -626,3 +630,29 @@ def test_time_is_taken(key):
     fitted = fit({"grood": grood(mixup_samples=5)}, key)
     assert fitted.detectors["grood"].seconds > 0
     assert isinstance(fitted.detectors["grood"].state, gj.detectors.GroodState)
+
+
+class BatchStatistics(nnx.Module):
+    """Normalises by the batch, whatever mode it is told to be in."""
+
+    def __init__(self, rngs):
+        self.first, self.head = nnx.Linear(12, 6, rngs=rngs), nnx.Linear(6, 3, rngs=rngs)
+
+    def features(self, images):
+        hidden = self.first(images.reshape(len(images), -1))
+        return (hidden - hidden.mean(axis=0)[None]) / (hidden.std(axis=0)[None] + 1e-3)
+
+
+def test_a_model_whose_images_depend_on_each_other_is_refused(key):
+    def late(model, hidden):
+        return hidden, model.head(hidden)
+
+    model = BatchStatistics(nnx.Rngs(0))
+    backbone = Backbone.from_nnx(model, cut=(BatchStatistics.features, late))
+    images = np.random.default_rng(0).normal(size=(8, 2, 2, 3)).astype(np.float32)
+    labels = np.arange(8, dtype=np.int32) % 3
+    for valid, refused in ((np.ones(8, bool), True), (np.arange(8) < 1, False)):
+        batch = Batch(images, labels, valid)
+        context = pytest.raises(ValueError, match="expected a model in evaluation mode")
+        with context if refused else contextlib.nullcontext():
+            run_training_set(backbone, lambda rows, batch=batch: [batch], early=False)

@@ -45,6 +45,10 @@ from grood_jax.support import checks
 
 T = TypeVar("T")
 
+ALONE = 0.02
+"""How far outputs of one image may differ from batch to batch, relative to the largest: rounding
+of low-precision models is less, batch statistics are more."""
+
 TrainingResults = tuple[Outputs, Int[np.ndarray, " n"], Float[Array | np.ndarray, "c ..."] | None]
 """Outputs, labels, and class means of the activations at the cut if asked for."""
 
@@ -233,7 +237,19 @@ class _Running:
             self.labels.append(batch.labels[batch.valid])
             # A label that is no class would spoil the sums: say so before the pass goes on.
             checks.classes("labels of the training set", self.labels[-1], count, ("N",))
-            yield self._one(batch), batch.valid
+            outputs = self._one(batch)
+            if len(self.labels) == 1:
+                self._check_rows(batch, outputs)
+            yield outputs, batch.valid
+
+    def _check_rows(self, batch: Batch, outputs: Outputs) -> None:
+        rows = np.flatnonzero(batch.valid)
+        if len(rows) < 2:
+            return
+        copies = np.broadcast_to(batch.images[rows[:1]], batch.images.shape)
+        # None is valid, so that nothing is summed; and nothing is compiled for it.
+        alone = self._one(replace(batch, images=copies, valid=np.zeros_like(batch.valid)))
+        _require_rows_alone(outputs, alone, int(rows[0]))
 
     def _one(self, batch: Batch) -> Outputs:
         images = divided(batch.images, self.mesh)
@@ -244,6 +260,29 @@ class _Running:
             self.backbone, images, *marks, self.needs, self.sums, self.mesh
         )
         return outputs
+
+
+def _require_rows_alone(outputs: Outputs, alone: Outputs, row: int) -> None:
+    """Refuses a model whose outputs for an image depend on the other images of its batch.
+
+    Args:
+      outputs: of a batch.
+      alone: of a batch of copies of its image ``row``.
+      row: which one.
+
+    Raises:
+      ValueError: features or logits differ by more than rounding.
+    """
+    for name in ("features", "logits"):
+        ours, theirs = (np.asarray(getattr(part, name))[row] for part in (outputs, alone))
+        largest = float(np.abs(ours - theirs).max())
+        # What is not finite is named, with its row, when the pass has ended.
+        if largest > ALONE * max(float(np.abs(ours).max()), float(np.abs(theirs).max())):
+            raise ValueError(
+                f"the backbone's {name} of an image differ by {largest:.3g} with the other images "
+                "of its batch; expected a model in evaluation mode (a training flag of its own? "
+                "batch statistics without running averages?)"
+            )
 
 
 def _on_device(outputs: Outputs, valid: Bool[np.ndarray, " b"]) -> Outputs:
