@@ -51,7 +51,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "prometheus_client": ("deploying.serving",),
     "requests": ("data.download",),
     "scipy": ("data.builtin",),
-    "sklearn": ("neighbors.building", "data.builtin", "evaluation.report"),
+    "sklearn": ("maths.metrics", "neighbors.building", "data.builtin", "evaluation.report"),
     "starlette": ("deploying.serving",),
     "tensorflow_datasets": ("data.tfds",),
     "tqdm": ("support.progress",),
@@ -263,7 +263,7 @@ def test_wrong_directions_are_seen(module, source, complaint):
         ("detectors.grood", "from flax import nnx", "detectors.grood imports flax; only"),
         ("data.tfds", "import tensorflow", "tensorflow: give it a line in THIRD_PARTY"),
         ("data.sets", "from PIL import Image\nimport os, jax", None),
-        ("data.builtin", "from sklearn.metrics import auc", None),
+        ("maths.metrics", "from sklearn.metrics import auc", None),
     ],
 )
 def test_misplaced_packages_are_seen(module, source, complaint):

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn import metrics as sklearn
 
 import grood_jax as gj
 
@@ -80,26 +79,6 @@ def test_ood_is_the_positive_class_and_id_that_of_aupr_in():
 def test_metrics_equal_their_definitions(sizes):
     rng = np.random.default_rng(0)
     assert_metrics(rng.normal(0.0, 1.0, sizes[0]), rng.normal(0.7, 1.5, sizes[1]))
-
-
-@pytest.mark.parametrize("digits", [0, 1, 6])
-def test_metrics_are_scikit_learns(digits):
-    rng = np.random.default_rng(1)
-    inside, outside = rng.normal(0.0, 1.0, 700).round(digits), rng.normal(1, 2, 300).round(digits)
-    scores, is_ood = np.concatenate([inside, outside]), np.arange(1000) >= 700
-    false_positive, true_positive, _ = sklearn.roc_curve(is_ood, scores, drop_intermediate=False)
-    curves = [sklearn.precision_recall_curve(~is_ood, -scores)]
-    curves += [sklearn.precision_recall_curve(is_ood, scores)]
-    area_in, area_out = (sklearn.auc(recall, precision) for precision, recall, _ in curves)
-    assert gj.ood_metrics(inside, outside) == pytest.approx(
-        {
-            "auroc": sklearn.roc_auc_score(is_ood, scores),
-            "fpr95": false_positive[np.argmax(true_positive >= 0.95)],
-            "aupr_in": area_in,
-            "aupr_out": area_out,
-        },
-        abs=1e-13,
-    )
 
 
 def test_metrics_with_many_ties():

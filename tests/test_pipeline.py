@@ -41,8 +41,8 @@ def saved(tmp_path_factory):
 
 
 def opened(config, candidates, said):
-    benchmark, data = pipeline.open_sets(config, candidates, Processes(), said.append)
-    return pipeline.open_inputs(config, benchmark, data, Processes(), said.append, False)
+    benchmark, data, place = pipeline.open_sets(config, candidates, Processes(), said.append)
+    return pipeline.open_inputs(config, benchmark, data, place, Processes(), said.append, False)
 
 
 @pytest.fixture(scope="module")
@@ -222,9 +222,9 @@ def test_evaluating_and_fitting_share_their_setting(kind):
 def test_a_fit_step_by_step(saved):
     config = FitConfig(checkpoint=saved, detector="knn:k=2", limit=60, target_tpr=0.8)
     detector = deploying.create_detector(config.detector)
-    benchmark, data = deploying.open_sets(config, detector)
+    benchmark, data, place = deploying.open_sets(config, detector)
     assert not data.ood
-    own = deploying.open_inputs(config, benchmark, data, lambda line: None, False)
+    own = deploying.open_inputs(config, benchmark, data, place, lambda line: None, False)
     assert len(own.held_out) == len(own.checked) == 30
     made = deploying.fit(config, detector, own)
     assert len(made.calibration_scores()) == 30 and made.class_names == tuple("01234567")

@@ -89,14 +89,14 @@ def _evaluate(
     from grood_jax.evaluation.tuning import create_candidates
 
     candidates = create_candidates(config.detectors, config.search)
-    benchmark, data = pipeline.open_sets(config, candidates, crew, say)
+    benchmark, data, place = pipeline.open_sets(config, candidates, crew, say)
     output_dir = config.output_dir or Path("results") / benchmark.name
     if crew.leads:
         _say_beforehand(config, output_dir, say)
         require_directory("output_dir", output_dir)
         if config.cache_dir is not None:
             require_directory("cache_dir", config.cache_dir)
-    inputs = pipeline.open_inputs(config, benchmark, data, crew, say, show_progress)
+    inputs = pipeline.open_inputs(config, benchmark, data, place, crew, say, show_progress)
     made = pipeline.evaluate(inputs, candidates)
     record = pipeline.record(inputs, made.passed, made.scored, made.failures, words)
     shown = pipeline.shown_sets(inputs, made.passed) if config.report else []

@@ -35,10 +35,10 @@ def run(
     from grood_jax.deploying import pipeline
 
     detector = pipeline.create_detector(config.detector)
-    benchmark, data = pipeline.open_sets(config, detector)
+    benchmark, data, place = pipeline.open_sets(config, detector)
     directory = config.output_dir or pipeline.default_directory(benchmark.name, config.detector)
     require_directory("output_dir", directory)
-    inputs = pipeline.open_inputs(config, benchmark, data, say, show_progress)
+    inputs = pipeline.open_inputs(config, benchmark, data, place, say, show_progress)
     made = pipeline.fit(config, detector, inputs)
     made.save(directory)
     say(f"{config.detector} calibrated on {len(inputs.held_out)} images; it lies in {directory}")

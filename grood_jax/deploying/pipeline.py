@@ -20,7 +20,7 @@ from grood_jax.deploying.deployment import Deployment
 from grood_jax.deploying.ood_classifier import OODClassifier
 from grood_jax.deploying.setting import FitConfig
 from grood_jax.detectors import Detector, Validation
-from grood_jax.evaluation.classifier import find_classifier, preprocessing_of
+from grood_jax.evaluation.classifier import Place, find_classifier, look
 from grood_jax.evaluation.pipeline import explained, present
 from grood_jax.evaluation.tuning import create_candidates
 from grood_jax.passes.reading import Reader
@@ -81,16 +81,17 @@ def create_detector(spec: str) -> Detector:
     return made[spec][0]
 
 
-def open_sets(config: FitConfig, detector: Detector) -> tuple[Benchmark, OpenBenchmark]:
-    """Finds the sets in distribution before anything is computed.
+def open_sets(config: FitConfig, detector: Detector) -> tuple[Benchmark, OpenBenchmark, Place]:
+    """Finds the sets in distribution, and looks for the classifier.
 
     Raises:
       UserError: sets are missing, or the file that describes them describes none.
     """
     benchmark = benchmarks.get(config.dataset)
-    return benchmark, benchmarks.open_benchmark(
+    place = look(config, benchmark)
+    data = benchmarks.open_benchmark(
         benchmark,
-        preprocessing=preprocessing_of(config, benchmark),
+        preprocessing=place.preprocessing(benchmark),
         data_dir=config.data_dir,
         source=config.source,
         download=config.download,
@@ -98,12 +99,14 @@ def open_sets(config: FitConfig, detector: Detector) -> tuple[Benchmark, OpenBen
         ood=False,
         limit=config.limit,
     )
+    return benchmark, data, place
 
 
 def open_inputs(
     config: FitConfig,
     benchmark: Benchmark,
     data: OpenBenchmark,
+    place: Place,
     say: Callable[[str], None],
     show_progress: bool,
 ) -> Inputs:
@@ -112,7 +115,7 @@ def open_inputs(
     Raises:
       UserError: there is no classifier, or it does not fit the rest.
     """
-    loaded, _ = find_classifier(config, benchmark, say, show_progress)
+    loaded, _ = find_classifier(config, benchmark, place, say, show_progress)
     preprocessing = loaded.spec.preprocessing
     read = Reader(preprocessing, config.batch_size, show_progress, config.workers, as_bytes=True)
     held_out, checked = divided_test_set(config, data.test)

@@ -3,7 +3,7 @@
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from grood_jax import benchmarks, models
@@ -11,28 +11,58 @@ from grood_jax.benchmarks import Benchmark
 from grood_jax.data import Preprocessing
 from grood_jax.evaluation.setting import Setting
 from grood_jax.storage import checkpoints, included
-from grood_jax.storage.checkpoints import Loaded
+from grood_jax.storage.checkpoints import Loaded, Stored
 from grood_jax.support.errors import UserError
 from grood_jax.training.options import recipe
 from grood_jax.training.runs import default_directory, train_on
 
 
-def classifier_directory(setting: Setting, benchmark: Benchmark) -> Path:
-    """Where the classifier lies that a setting asks for."""
+@dataclass(frozen=True)
+class Place:
+    """Where the classifier lies that a setting asks for, opened once.
+
+    Attributes:
+      directory: the place.
+      stored: what lies there; None where nothing does yet.
+    """
+
+    directory: Path
+    stored: Stored | None
+
+    def preprocessing(self, benchmark: Benchmark) -> Preprocessing:
+        """What images are brought to: what the checkpoint says, if there is one yet."""
+        return benchmark.preprocessing if self.stored is None else self.stored.spec.preprocessing
+
+
+def look(setting: Setting, benchmark: Benchmark) -> Place:
+    """Looks where the classifier lies that a setting asks for; reads none of its arrays.
+
+    Raises:
+      UserError: what lies there is no classifier, or damaged.
+    """
     model = setting.model or benchmark.model
-    return setting.checkpoint or default_directory(benchmark.name, model, setting.seed)
-
-
-def preprocessing_of(setting: Setting, benchmark: Benchmark) -> Preprocessing:
-    """What images are brought to: what the checkpoint says, if there is one yet."""
-    spec = checkpoints.read_spec(classifier_directory(setting, benchmark))
-    return benchmark.preprocessing if spec is None else spec.preprocessing
+    directory = setting.checkpoint or default_directory(benchmark.name, model, setting.seed)
+    return Place(directory, checkpoints.stored_in(directory))
 
 
 def find_classifier(
-    setting: Setting, benchmark: Benchmark, say: Callable[[str], None], show_progress: bool
+    setting: Setting,
+    benchmark: Benchmark,
+    place: Place,
+    say: Callable[[str], None],
+    show_progress: bool,
 ) -> tuple[Loaded, Path]:
     """The classifier that a setting asks for, trained on the spot if need be.
+
+    Args:
+      setting: what is asked for.
+      benchmark: what it is to be evaluated on.
+      place: as `look` gives it.
+      say: takes lines of progress.
+      show_progress: shows bars on stderr.
+
+    Returns:
+      The classifier and where it lies.
 
     Raises:
       UserError: there is none, or it does not fit the benchmark or the cut.
@@ -41,19 +71,18 @@ def find_classifier(
     if setting.checkpoint is None:
         # Before a network is trained that has no such stage.
         _require_stage(setting.cut, model)
-    directory = classifier_directory(setting, benchmark)
-    step = checkpoints.latest_step(directory)
-    if step is None and (loaded := _included(setting, benchmark, model)) is not None:
+    directory, stored = place.directory, place.stored
+    if stored is None and (loaded := _included(setting, benchmark, model)) is not None:
         say(f"classifier: {model} ({loaded.spec.source})")
         return loaded, included.PLACE
     trains = setting.checkpoint is None and benchmark.trains_on_the_spot
-    if trains and (step or 0) < recipe(benchmark.name).epochs:
+    if trains and (stored is None or stored.step < recipe(benchmark.name).epochs):
         loaded = _trained(setting, benchmark, model, directory, say, show_progress)
-    elif step is None:
+    elif stored is None:
         raise UserError(_how_to_train(setting, model, directory))
     else:
         expected = setting.model if setting.checkpoint else model
-        loaded = checkpoints.load_model(directory, expected_model=expected)
+        loaded = stored.load(expected_model=expected)
         say(f"classifier: {loaded.spec.model} from {directory} ({loaded.spec.source})")
     _check_fit(loaded, directory, benchmark)
     _require_stage(setting.cut, loaded.spec.model)

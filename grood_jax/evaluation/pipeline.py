@@ -22,7 +22,7 @@ from grood_jax.data import ImageSet
 from grood_jax.detectors import Detector, Validation
 from grood_jax.evaluation import fitting, results, tuning
 from grood_jax.evaluation.accuracy import accuracy
-from grood_jax.evaluation.classifier import find_classifier, preprocessing_of
+from grood_jax.evaluation.classifier import Place, find_classifier, look
 from grood_jax.evaluation.fitting import Fitted, FittedAll, Fitter
 from grood_jax.evaluation.report import Group, ShownSet
 from grood_jax.evaluation.setting import EvalConfig
@@ -163,8 +163,8 @@ def every(candidates: Candidates) -> list[tuple[str, Detector]]:
 
 def open_sets(
     config: EvalConfig, candidates: Candidates, crew: Processes, say: Callable[[str], None]
-) -> tuple[Benchmark, OpenBenchmark]:
-    """Finds all sets of images before anything is computed.
+) -> tuple[Benchmark, OpenBenchmark, Place]:
+    """Finds all sets of images, and looks for the classifier, before anything is computed.
 
     Args:
       config: what is evaluated.
@@ -176,10 +176,11 @@ def open_sets(
       UserError: sets are missing, or the file that describes them describes none.
     """
     benchmark = benchmarks.get(config.dataset)
+    place = look(config, benchmark)
     data = crew.in_turn(
         lambda: benchmarks.open_benchmark(
             benchmark,
-            preprocessing=preprocessing_of(config, benchmark),
+            preprocessing=place.preprocessing(benchmark),
             data_dir=config.data_dir,
             source=config.source,
             skip_missing=config.skip_missing,
@@ -194,13 +195,14 @@ def open_sets(
     )
     for name in data.skipped:
         say(f"skipped {name}: it is missing")
-    return benchmark, data
+    return benchmark, data, place
 
 
 def open_inputs(
     config: EvalConfig,
     benchmark: Benchmark,
     data: OpenBenchmark,
+    place: Place,
     crew: Processes,
     say: Callable[[str], None],
     show_progress: bool,
@@ -211,6 +213,7 @@ def open_inputs(
       config: what is evaluated.
       benchmark: as `open_sets` gives it, like the next.
       data: the sets.
+      place: where the classifier lies, or will.
       crew: the processes that do it together.
       say: takes lines of progress.
       show_progress: shows bars on stderr.
@@ -218,7 +221,9 @@ def open_inputs(
     Raises:
       UserError: there is no classifier, or it does not fit the rest.
     """
-    loaded, directory = crew.in_turn(lambda: find_classifier(config, benchmark, say, show_progress))
+    loaded, directory = crew.in_turn(
+        lambda: find_classifier(config, benchmark, place, say, show_progress)
+    )
     crew.require_same("classifiers or images", _foundation(loaded, data))
     preprocessing = loaded.spec.preprocessing
     backbone = devices.spread(

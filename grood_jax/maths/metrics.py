@@ -1,10 +1,10 @@
-"""OOD metrics as the OpenOOD v1.5 protocol has them, by counts at every threshold."""
+"""OOD metrics as the OpenOOD v1.5 protocol has them, computed by scikit-learn."""
 
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float
 
-from grood_jax.support import checks
+from grood_jax.support import checks, missing
 
 RECALL = 0.95
 """The true-positive rate at which the false-positive rate is told."""
@@ -28,6 +28,7 @@ def ood_metrics(id_scores: npt.ArrayLike, ood_scores: npt.ArrayLike) -> dict[str
       ``{"auroc", "fpr95", "aupr_in", "aupr_out"}``, fractions in [0, 1].
 
     Raises:
+      ModuleNotFoundError: scikit-learn is missing; the message says how to install it.
       TypeError: scores that are no real numbers.
       ValueError: an empty, misshapen, NaN or infinite argument.
 
@@ -40,55 +41,27 @@ def ood_metrics(id_scores: npt.ArrayLike, ood_scores: npt.ArrayLike) -> dict[str
       >>> found["auroc"], found["fpr95"]
       (0.9375, 0.25)
     """
+    try:
+        from sklearn.metrics import auc, precision_recall_curve, roc_auc_score, roc_curve
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"ood_metrics: {missing.sentence(error)}", name=error.name
+        ) from error
+
     inside, outside = _scores("id_scores", id_scores), _scores("ood_scores", ood_scores)
-    false_positives, true_positives, _ = roc_counts(inside, outside)
-    # Counts are exact, and so is twice the area under them.
-    twice = (np.diff(false_positives) * (true_positives[1:] + true_positives[:-1])).sum()
-    reached = np.argmax(true_positives / len(outside) >= RECALL)
+    scores = np.concatenate([inside, outside])
+    is_ood = np.concatenate([np.zeros(len(inside), bool), np.ones(len(outside), bool)])
+    # Keep every threshold: dropping collinear points would move the first one that reaches 0.95.
+    false_positive, true_positive, _ = roc_curve(is_ood, scores, drop_intermediate=False)
+    precision_in, recall_in, _ = precision_recall_curve(~is_ood, -scores)
+    precision_out, recall_out, _ = precision_recall_curve(is_ood, scores)
     return {
-        "auroc": float(twice / 2 / (len(inside) * len(outside))),
-        "fpr95": float(false_positives[reached] / len(inside)),
-        "aupr_in": _area_of_precision(-outside, -inside),
-        "aupr_out": _area_of_precision(inside, outside),
+        "auroc": float(roc_auc_score(is_ood, scores)),
+        "fpr95": float(false_positive[np.argmax(true_positive >= RECALL)]),
+        # The sum of the trapezoids may round to just above 1.
+        "aupr_in": min(float(auc(recall_in, precision_in)), 1.0),
+        "aupr_out": min(float(auc(recall_out, precision_out)), 1.0),
     }
-
-
-def roc_counts(
-    negatives: Float[np.ndarray, " n"], positives: Float[np.ndarray, " m"]
-) -> tuple[Float[np.ndarray, " p"], Float[np.ndarray, " p"], Float[np.ndarray, " p"]]:
-    """How many samples reach each threshold: that of infinity, then every score, descending.
-
-    Every one is kept: dropping collinear points would move the first that reaches a rate.
-
-    Args:
-      negatives: finite scores, (N,).
-      positives: finite scores, (M,), higher by rights.
-
-    Returns:
-      False positives, true positives and thresholds, (P,) float64.
-    """
-    scores = np.concatenate([negatives, positives]).astype(np.float64)
-    is_positive = np.arange(len(scores)) >= len(negatives)
-    order = np.argsort(-scores, kind="stable")
-    scores = scores[order]
-    last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
-    true = np.cumsum(is_positive[order], dtype=np.float64)[last]
-    return (
-        np.append(0.0, 1 + last - true),
-        np.append(0.0, true),
-        np.append(np.inf, scores[last]),
-    )
-
-
-def _area_of_precision(
-    negatives: Float[np.ndarray, " n"], positives: Float[np.ndarray, " m"]
-) -> float:
-    """The area under the precision-recall curve; its precision is 1 where its recall is 0."""
-    false, true, _ = roc_counts(negatives, positives)
-    precision = np.append(1.0, true[1:] / (true[1:] + false[1:]))
-    area = np.trapezoid(precision, true) / len(positives)
-    # The sum of the trapezoids may round to just above 1.
-    return min(float(area), 1.0)
 
 
 def _scores(name: str, scores: npt.ArrayLike) -> Float[np.ndarray, " n"]:
@@ -96,7 +69,7 @@ def _scores(name: str, scores: npt.ArrayLike) -> Float[np.ndarray, " n"]:
     if array.ndim != 1 or len(array) == 0:
         raise ValueError(f"{name} has shape {array.shape}; expected (N,) with N at least 1")
     if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
-        # bfloat16 and its kind are no NumPy floats.
+        # bfloat16 and its kind are no NumPy floats, and scikit-learn does not take them.
         array = np.asarray(checks.shaped(name, scores, ("N",)))
     # What float64 cannot hold is infinite.
     with checks.room(name, array.shape), np.errstate(over="ignore"):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from grood_jax.maths.metrics import RECALL, roc_counts
+from grood_jax.maths.metrics import RECALL
 
 BINS = 40
 POINTS = 200
@@ -36,15 +36,18 @@ class Curve:
 
 
 def roc(inside: Float[np.ndarray, " n"], outside: Float[np.ndarray, " m"]) -> Curve:
-    """The ROC curve of scores that are higher for OOD samples.
+    """The ROC curve of scores that are higher for OOD samples, by scikit-learn.
 
     Args:
       inside: scores of ID samples, (N,).
       outside: scores of OOD samples, (M,).
     """
-    false_positives, true_positives, thresholds = roc_counts(inside, outside)
-    false_positive = false_positives / len(inside)
-    true_positive = true_positives / len(outside)
+    from sklearn.metrics import roc_curve
+
+    is_ood = np.concatenate([np.zeros(len(inside), bool), np.ones(len(outside), bool)])
+    scores = np.concatenate([inside, outside]).astype(np.float64)
+    # Every threshold, as in `grood_jax.maths.metrics`: the first that reaches 0.95 is one of them.
+    false_positive, true_positive, thresholds = roc_curve(is_ood, scores, drop_intermediate=False)
     reached = int(np.argmax(true_positive >= RECALL))
     kept = np.union1d(_thinned(false_positive + true_positive, POINTS - 1), [reached])
     return Curve(
