@@ -4,7 +4,7 @@ python experiments/benchmarks/scoring.py [--bank results/gradient_banks/gradient
 
 Overhead: a ResNet-18 for 32 × 32 images, with random weights (they do not change the time), runs
 forward on batches of random pixels; then rows are scored, gradients and exact search in a bank of
-50,000 × 512 together, by batches and by blocks of 1,024 as the harness does. Three banks: gradients
+50,000 × 512 together, by batches and by blocks of 1,024 as evaluations do. Three banks: gradients
 of made-up features; Gaussian rows, where bounds of few columns do not help; and, with --bank, real
 gradients, for instance those that gradient_banks.py makes.
 
@@ -230,7 +230,7 @@ def _score_queries(
 
 
 def scoring(case: Case, rows: int) -> Callable[[], Any]:
-    """Scores rows as `harness.score` does a block: NumPy in, NumPy out."""
+    """Scores rows as `fitting.score` does a block: NumPy in, NumPy out."""
     outputs = jax.tree.map(lambda array: array[:rows], case.outputs)
     if case.queries is None:
         compiled = jax.jit(detector().score)

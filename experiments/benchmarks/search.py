@@ -26,7 +26,7 @@ import numpy as np
 import grood_jax as gj
 from grood_jax.cli import command
 from grood_jax.evaluation import results
-from grood_jax.neighbors.searching import building as bank_building
+from grood_jax.neighbors import building
 from grood_jax.support import progress, provenance
 from grood_jax.support.files import require_directory
 
@@ -89,7 +89,7 @@ def methods(
 
     faiss.omp_set_num_threads(os.cpu_count() or 1)
     no_axes = jnp.zeros((bank.shape[1], 0))
-    brute = bank_building.assemble(jnp.asarray(bank), no_axes, ready.memory)
+    brute = building.assemble(jnp.asarray(bank), no_axes, ready.memory)
     flat = faiss.IndexFlatL2(bank.shape[1])
     flat.add(bank)
     nearest = NearestNeighbors(n_neighbors=k, algorithm="brute", n_jobs=-1).fit(bank)
