@@ -1,5 +1,6 @@
 """OpenMax: the probability of an unknown class, by Weibull tails of distances to class means."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +22,9 @@ EUCLIDEAN_WEIGHT = 0.5
 
 STEEPEST = 1e4
 """The largest Weibull shape: beyond it rounding of a distance would decide its probability."""
+
+SPREAD = 3
+"""Samples of a class whose distances to their mean may differ: of two they are equal."""
 
 HALVINGS = 60
 """Steps of the search for the shape, on a logarithmic scale."""
@@ -57,8 +61,8 @@ def openmax(*, tail: int = 20, alpha: int = 3, distance: Distance = "euclidean")
     All this is as in OpenOOD v1.5, whose confidence is the negative of this score. The paper's ω
     is ``(α − i) / α``, and its algorithm 2 has ``1 − F`` in place of F; its authors' code has what
     is taken here. A negative logit among the α largest takes from the unknown class, as in both
-    codes. Where all distances of a tail are equal (one or two samples in the class), F is a step
-    there.
+    codes. Where all distances of a tail are equal (one or two samples in the class, of which a
+    warning tells), F is a step there.
 
     Args:
       tail: how many of each class's largest distances are fitted; all where there are fewer.
@@ -90,6 +94,13 @@ def openmax(*, tail: int = 20, alpha: int = 3, distance: Distance = "euclidean")
         means, taken = correct_means("openmax", logits, logits, training.labels)
         logits, labels = logits[taken], np.asarray(training.labels)[taken]
         counts = np.bincount(labels, minlength=logits.shape[1])
+        if few := int((counts < SPREAD).sum()):
+            warnings.warn(
+                f"openmax: {few} of {len(counts)} classes have fewer than {SPREAD} samples: their "
+                "distances have no spread, whatever lies farther away counts as unknown, and "
+                f"scores may be the wrong way round; expected {SPREAD} or more",
+                stacklevel=2,
+            )
         distances = _distances(logits, means[labels], distance)
         tails, valid = _tails(np.asarray(distances), labels, counts, tail)
         starts, shapes, log_scales = (

@@ -160,6 +160,7 @@ def test_more_ranks_than_classes_revise_all(training, fresh):
     np.testing.assert_allclose(found, reference(training, fresh, alpha=7), rtol=3e-4)
 
 
+@pytest.mark.filterwarnings("ignore:openmax")
 @pytest.mark.parametrize(
     ("copies", "distance"), [(1, "euclidean"), (2, "euclidean"), (2, "eucos"), (3, "cosine")]
 )
@@ -176,6 +177,15 @@ def test_classes_without_a_spread_of_distances_give_steps(copies, distance):
     assert np.isfinite(found).all()
 
 
+@pytest.mark.parametrize("copies", [1, 2])
+def test_classes_without_a_spread_of_distances_are_told_of(copies):
+    logits = np.repeat(4.0 * np.eye(CLASSES, dtype=np.float32), copies, axis=0)
+    training = trained_on(logits, np.repeat(np.arange(CLASSES), copies))
+    with pytest.warns(UserWarning, match="openmax: 5 of 5 classes have fewer than 3 samples"):
+        fitted(openmax(), training)
+
+
+@pytest.mark.filterwarnings("ignore:openmax: 1 of 5 classes have fewer")
 def test_a_class_with_two_samples_among_full_ones_is_fitted(training, fresh):
     logits, labels = np.asarray(training.outputs.logits), np.asarray(training.labels)
     right = logits.argmax(axis=1) == labels
