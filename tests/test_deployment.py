@@ -5,6 +5,7 @@ import io
 import json
 import os
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from grood_jax.cli import fit, predict
 from grood_jax.conformal import calibration
-from grood_jax.data import Preprocessing
+from grood_jax.data import Preprocessing, builtin
 from grood_jax.deploying import deployment
 from grood_jax.deploying.ood_classifier import OODClassifier, Prediction
 from grood_jax.support.errors import UserError
@@ -102,6 +103,27 @@ def folder(tmp_path):
     (tmp_path / "broken.png").write_bytes((tmp_path / "0.png").read_bytes()[:40])
     (tmp_path / "notes.txt").write_text("no image")
     return tmp_path
+
+
+@pytest.mark.slow
+def test_the_page_shows_what_the_commands_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    known, unknown = builtin.digits("test"), builtin.digits("near")
+    three = known.images[np.flatnonzero(known.labels == 3)[0]]
+    for name, image in (("3", three), ("8", unknown.images[0])):
+        Image.fromarray(image[..., 0]).save(f"photos/{name}.png")
+    fit.run(fit.FitConfig(output_dir=Path("deployed")), say=lambda line: None)
+    text, _, _ = lines(Path("deployed"), (Path("photos"),))
+    page = (Path(__file__).parent.parent / "docs" / "how-to" / "deploy.md").read_text()
+    shown = page[page.index(",".join(COLUMNS)) :].partition("```")[0]
+    both = [list(csv.DictReader(io.StringIO(part))) for part in (text, shown)]
+    for row, expected in zip(*both, strict=True):
+        for name in ("path", "class", "name", "is_ood"):
+            assert row[name] == expected[name]
+        np.testing.assert_allclose(float(row["score"]), float(expected["score"]), atol=1e-3)
+        # Two of 216 calibration images may lie on the other side.
+        np.testing.assert_allclose(float(row["p_value"]), float(expected["p_value"]), atol=0.01)
 
 
 def test_lines_of_csv(made, folder):
