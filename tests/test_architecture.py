@@ -194,6 +194,27 @@ def test_a_door_is_a_few_lines(door):
     assert SOURCES[door].count("\n") <= 12
 
 
+def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """How long a function is without its docstring."""
+    assert function.end_lineno is not None
+    lines = function.end_lineno - function.lineno + 1
+    first = function.body[0]
+    if ast.get_docstring(function) is not None and first.end_lineno is not None:
+        lines -= first.end_lineno - first.lineno + 1
+    return lines
+
+
+def test_no_function_is_longer_than_sixty_lines():
+    functions = [
+        (lines_of(node), module, node.name)
+        for module, source in SOURCES.items()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert len(functions) > 500
+    assert [function for function in functions if function[0] > 60] == []
+
+
 def test_nothing_imports_itself_in_a_circle():
     assert cycles(SOURCES) == []
 

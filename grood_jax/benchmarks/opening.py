@@ -103,36 +103,9 @@ def open_benchmark(
     if limit is not None:
         checks.at_least("limit", limit, 1)
     checks.fraction("train_share", train_share, zero=False)
-    if search and benchmark.validation is None:
-        raise UserError(
-            f"benchmark {benchmark.name} has no validation set, so options cannot be chosen by it; "
-            "leave out --search, and give options by hand"
-        )
     validation = validation or search
-    if validation and benchmark.validation is None:
-        raise UserError(
-            f"benchmark {benchmark.name} has no held-out OOD images for ood_prototype "
-            "'validation'; choose 'mixup', 'noise' or 'prototype-mean'"
-        )
-    if full_spectrum and not benchmark.shifted:
-        raise UserError(
-            f"benchmark {benchmark.name} has no sets of covariate-shifted images; leave out "
-            "--full-spectrum"
-        )
-    outside: list[tuple[Group, SetSpec]] = []
-    if ood:
-        outside += [("near", spec) for spec in benchmark.near]
-        outside += [("far", spec) for spec in benchmark.far]
-    wanted = {
-        "train": Wanted(f"{benchmark.train.name} (train)", benchmark.train),
-        "test": Wanted(f"{benchmark.test.name} (test)", benchmark.test),
-        **{f"ood {spec.name}": Wanted(spec.name, spec, optional=True) for _, spec in outside},
-    }
-    if full_spectrum:
-        wanted |= {f"shifted {s.name}": Wanted(s.name, s, True) for s in benchmark.shifted}
-    if validation and benchmark.validation is not None:
-        spec = benchmark.validation
-        wanted["validation"] = Wanted(f"{spec.name} (validation)", spec)
+    _require_kinds(benchmark, validation, search, full_spectrum)
+    wanted = _wanted(benchmark, ood, full_spectrum, validation)
     folder = (data_dir or benchmark.data_dir or default_data_dir()).expanduser()
     size = preprocessing or benchmark.preprocessing
     opened = find_sets(
@@ -161,12 +134,56 @@ def open_benchmark(
     return OpenBenchmark(
         _share(found["train"], train_share, seed),
         test,
-        {s.name: (g, found[f"ood {s.name}"]) for g, s in outside if f"ood {s.name}" in found},
+        {s.name: (g, found[k]) for g, s in _outside(benchmark) if (k := f"ood {s.name}") in found},
         {s.name: found[k] for s in benchmark.shifted if (k := f"shifted {s.name}") in found},
         held_in,
         found.get("validation"),
         tuple(wanted[key].spec.name for key in wanted if key not in found),
     )
+
+
+def _require_kinds(
+    benchmark: Benchmark, validation: bool, search: bool, full_spectrum: bool
+) -> None:
+    """Refuses kinds of sets that a benchmark does not have."""
+    if search and benchmark.validation is None:
+        raise UserError(
+            f"benchmark {benchmark.name} has no validation set, so options cannot be chosen by it; "
+            "leave out --search, and give options by hand"
+        )
+    if validation and benchmark.validation is None:
+        raise UserError(
+            f"benchmark {benchmark.name} has no held-out OOD images for ood_prototype "
+            "'validation'; choose 'mixup', 'noise' or 'prototype-mean'"
+        )
+    if full_spectrum and not benchmark.shifted:
+        raise UserError(
+            f"benchmark {benchmark.name} has no sets of covariate-shifted images; leave out "
+            "--full-spectrum"
+        )
+
+
+def _outside(benchmark: Benchmark) -> list[tuple[Group, SetSpec]]:
+    near: list[tuple[Group, SetSpec]] = [("near", spec) for spec in benchmark.near]
+    return near + [("far", spec) for spec in benchmark.far]
+
+
+def _wanted(
+    benchmark: Benchmark, ood: bool, full_spectrum: bool, validation: bool
+) -> dict[str, Wanted]:
+    """The sets to be found, by where they stand in the benchmark and by name."""
+    wanted = {
+        "train": Wanted(f"{benchmark.train.name} (train)", benchmark.train),
+        "test": Wanted(f"{benchmark.test.name} (test)", benchmark.test),
+    }
+    if ood:
+        wanted |= {f"ood {s.name}": Wanted(s.name, s, True) for _, s in _outside(benchmark)}
+    if full_spectrum:
+        wanted |= {f"shifted {s.name}": Wanted(s.name, s, True) for s in benchmark.shifted}
+    if validation and benchmark.validation is not None:
+        spec = benchmark.validation
+        wanted["validation"] = Wanted(f"{spec.name} (validation)", spec)
+    return wanted
 
 
 def identity(images: ImageSet, *, content: bool = False) -> dict[str, Any]:

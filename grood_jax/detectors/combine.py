@@ -94,11 +94,7 @@ def combine(members: Sequence[Detector], *, how: How = "mean", held_out: float =
 
     def fit(training: Training, key: Array) -> CombineState:
         count = len(training.outputs.logits)
-        if count < 2:
-            raise ValueError(
-                f"training.outputs has {count} samples; combine expects at least two, one to fit "
-                "on and one to hold out"
-            )
+        _require_two(count)
         split_key, fit_key = jax.random.split(key)
         # The share is lowered where it would leave no sample to fit on.
         out = sampled_rows(split_key, count, min(held_out, (count - 1) / count))
@@ -117,13 +113,7 @@ def combine(members: Sequence[Detector], *, how: How = "mean", held_out: float =
                 head=training.head if member.head else None,
             )
             states.append(member.fit(own, own_key))
-            scores = _scores(scorer, states[-1], apart)
-            if missing := int(jnp.isnan(scores).sum()):
-                raise ValueError(
-                    f"{member.name} scores {missing} of {len(out)} held-out training samples NaN; "
-                    "expected numbers"
-                )
-            calibration.append(jnp.sort(scores))
+            calibration.append(_calibration(member.name, _scores(scorer, states[-1], apart)))
         return CombineState(tuple(states), jnp.stack(calibration))
 
     def score(state: CombineState, outputs: Outputs) -> Float[Array, " b"]:
@@ -149,6 +139,24 @@ def combine(members: Sequence[Detector], *, how: How = "mean", held_out: float =
         head=any(member.head for member in members),
         compiled=all(member.compiled for member in members),
     )
+
+
+def _require_two(count: int) -> None:
+    if count < 2:
+        raise ValueError(
+            f"training.outputs has {count} samples; combine expects at least two, one to fit on "
+            "and one to hold out"
+        )
+
+
+def _calibration(name: str, scores: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Scores of the held-out samples, ascending; refuses NaN."""
+    if missing := int(jnp.isnan(scores).sum()):
+        raise ValueError(
+            f"{name} scores {missing} of {len(scores)} held-out training samples NaN; expected "
+            "numbers"
+        )
+    return jnp.sort(scores)
 
 
 def _checked(members: Sequence[Detector]) -> tuple[Detector, ...]:

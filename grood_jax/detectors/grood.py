@@ -1,8 +1,8 @@
 """GROOD: gradient-aware out-of-distribution detection (arXiv 2312.14427)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -106,81 +106,6 @@ def grood(
     References:
       GROOD, arXiv 2312.14427, section 3; ``interpolate`` after its first version.
     """
-    checks.choice(
-        "ood_prototype",
-        ood_prototype,
-        ("mixup", "noise", "raw-noise", "validation", "prototype-mean"),
-    )
-    checks.at_least("k", k, 1)
-    checks.at_least("mixup_samples", mixup_samples, 1)
-    checks.at_least("interpolate_classes", interpolate_classes, 1)
-    checks.fraction("mixup_weight", mixup_weight)
-    checks.fraction("interpolate_weight", interpolate_weight)
-    checks.fraction("sampling_ratio", sampling_ratio, zero=False)
-    checks.choice("bank_dtype", bank_dtype, ("float32", "bfloat16"))
-    checks.flag("farthest_fifth", farthest_fifth)
-    checks.flag("interpolate", interpolate)
-    if farthest_fifth and ood_prototype != "mixup":
-        raise ValueError(
-            f"farthest_fifth is True with ood_prototype {ood_prototype!r}; expected 'mixup'"
-        )
-    if present_classes is not None and np.ndim(present_classes) != 1:
-        raise TypeError(f"present_classes is {present_classes!r}; expected a list of classes")
-    given = () if present_classes is None else present_classes
-    present = tuple(sorted({checks.at_least("present_classes", label, 0) for label in given}))
-    if present_classes is not None and len(present) < 2:
-        raise ValueError(f"present_classes is {present}; expected at least two classes")
-    sources: dict[str, OODSource | None] = {
-        "mixup": MixedTraining(mixup_weight, mixup_samples, present),
-        "noise": Noise(NOISE_IMAGES),
-        "raw-noise": Noise(NOISE_IMAGES, raw=True),
-        "validation": Validation(),
-        "prototype-mean": None,
-    }
-    mix = Mix(interpolate_classes, interpolate_weight, present) if interpolate else None
-
-    def rows(training: Training, key: Array) -> Int[Array, " r"]:
-        """The training samples whose gradients enter the bank."""
-        logits, labels = training.outputs.logits, training.labels
-        correct = np.asarray(logits.argmax(axis=1) == labels)
-        counts = np.bincount(np.asarray(labels)[correct], minlength=logits.shape[1])
-        warn_of_classes("grood", counts, "the bank has no gradient of these", present or None)
-        available = len(present) or logits.shape[1]
-        if mix is not None and mix.classes >= available:
-            raise ValueError(
-                f"interpolate_classes is {mix.classes}; expected from 1 to {available - 1}, with "
-                f"{available} classes"
-            )
-        if present:
-            correct = correct & np.isin(np.asarray(labels), present)
-        chosen = np.flatnonzero(correct)
-        chosen = chosen[sampled_rows(key, len(chosen), sampling_ratio)]
-        if k > len(chosen):
-            raise ValueError(
-                f"k is {k}; expected at most {len(chosen)}, the gradients in the bank "
-                f"({np.count_nonzero(correct)} correctly classified samples, sampling_ratio "
-                f"{sampling_ratio})"
-            )
-        return jnp.asarray(chosen)
-
-    def fit(training: Training, key: Array) -> GroodState:
-        features, logits = training.outputs.features, training.outputs.logits
-        prototypes, counts = class_prototypes(features, training.labels, logits.shape[1])
-        require_classes("sample", counts, present or None, ADVICE)
-        if present:
-            prototypes = prototypes[np.asarray(present)]
-        chosen = rows(training, key)
-        center = _ood_prototype(prototypes, training.ood, ood_prototype, farthest_fifth)
-        sample = gradients(features[chosen], prototypes, center)
-        if mix is not None:
-            if training.mixed is None:
-                raise ValueError("training.mixed is None; expected mixed features (R, K, D)")
-            sample = sample + _mixed_gradients(training.mixed, prototypes, center)
-        return GroodState(prototypes, center, build_bank(sample, dtype=bank_dtype))
-
-    def score(state: GroodState, outputs: Outputs) -> Float[Array, " b"]:
-        return search(_compared(mix, state, outputs), state.bank, k)
-
     options = {
         "ood_prototype": ood_prototype,
         "k": k,
@@ -192,19 +117,122 @@ def grood(
         "interpolate": interpolate,
         "interpolate_classes": interpolate_classes,
         "interpolate_weight": interpolate_weight,
-        "present_classes": None if present_classes is None else list(present),
+        "present_classes": present_classes,
     }
+    _check_options(options)
+    present = _checked_classes(present_classes)
+    sources: dict[str, OODSource | None] = {
+        "mixup": MixedTraining(mixup_weight, mixup_samples, present),
+        "noise": Noise(NOISE_IMAGES),
+        "raw-noise": Noise(NOISE_IMAGES, raw=True),
+        "validation": Validation(),
+        "prototype-mean": None,
+    }
+    mix = Mix(interpolate_classes, interpolate_weight, present) if interpolate else None
+    own = _Grood(ood_prototype, k, farthest_fifth, sampling_ratio, bank_dtype, mix, present)
     return Detector(
         "grood",
-        fit,
-        score,
-        options,
+        own.fit,
+        own.score,
+        options | {"present_classes": None if present_classes is None else list(present)},
         ood=sources[ood_prototype],
         needs=() if mix is None else (mix,),
-        rows=None if mix is None else rows,
+        rows=None if mix is None else own.rows,
         grid={"k": (1, 5, 10, 20, 50)},
         compiled=bank_dtype == "float32",
     )
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    checks.choice(
+        "ood_prototype",
+        options["ood_prototype"],
+        ("mixup", "noise", "raw-noise", "validation", "prototype-mean"),
+    )
+    for name in ("k", "mixup_samples", "interpolate_classes"):
+        checks.at_least(name, options[name], 1)
+    for name in ("mixup_weight", "interpolate_weight"):
+        checks.fraction(name, options[name])
+    checks.fraction("sampling_ratio", options["sampling_ratio"], zero=False)
+    checks.choice("bank_dtype", options["bank_dtype"], ("float32", "bfloat16"))
+    for name in ("farthest_fifth", "interpolate"):
+        checks.flag(name, options[name])
+    if options["farthest_fifth"] and options["ood_prototype"] != "mixup":
+        raise ValueError(
+            f"farthest_fifth is True with ood_prototype {options['ood_prototype']!r}; expected "
+            "'mixup'"
+        )
+
+
+def _checked_classes(present_classes: Sequence[int] | None) -> tuple[int, ...]:
+    if present_classes is None:
+        return ()
+    if np.ndim(present_classes) != 1:
+        raise TypeError(f"present_classes is {present_classes!r}; expected a list of classes")
+    present = {checks.at_least("present_classes", label, 0) for label in present_classes}
+    if len(present) < 2:
+        raise ValueError(
+            f"present_classes is {tuple(sorted(present))}; expected at least two classes"
+        )
+    return tuple(sorted(present))
+
+
+@dataclass(frozen=True)
+class _Grood:
+    """The two functions of a GROOD with these options, and which rows its bank has."""
+
+    source: OODPrototype
+    k: int
+    farthest_fifth: bool
+    sampling_ratio: float
+    bank_dtype: Literal["float32", "bfloat16"]
+    mix: Mix | None
+    present: tuple[int, ...]
+
+    def rows(self, training: Training, key: Array) -> Int[Array, " r"]:
+        """The training samples whose gradients enter the bank."""
+        logits, labels = training.outputs.logits, training.labels
+        correct = np.asarray(logits.argmax(axis=1) == labels)
+        counts = np.bincount(np.asarray(labels)[correct], minlength=logits.shape[1])
+        without = "the bank has no gradient of these"
+        warn_of_classes("grood", counts, without, self.present or None)
+        available = len(self.present) or logits.shape[1]
+        if self.mix is not None and self.mix.classes >= available:
+            raise ValueError(
+                f"interpolate_classes is {self.mix.classes}; expected from 1 to {available - 1}, "
+                f"with {available} classes"
+            )
+        if self.present:
+            correct = correct & np.isin(np.asarray(labels), self.present)
+        chosen = np.flatnonzero(correct)
+        chosen = chosen[sampled_rows(key, len(chosen), self.sampling_ratio)]
+        if self.k > len(chosen):
+            raise ValueError(
+                f"k is {self.k}; expected at most {len(chosen)}, the gradients in the bank "
+                f"({np.count_nonzero(correct)} correctly classified samples, sampling_ratio "
+                f"{self.sampling_ratio})"
+            )
+        return jnp.asarray(chosen)
+
+    def fit(self, training: Training, key: Array) -> GroodState:
+        """Prototypes and the bank."""
+        features, logits = training.outputs.features, training.outputs.logits
+        prototypes, counts = class_prototypes(features, training.labels, logits.shape[1])
+        require_classes("sample", counts, self.present or None, ADVICE)
+        if self.present:
+            prototypes = prototypes[np.asarray(self.present)]
+        chosen = self.rows(training, key)
+        center = _ood_prototype(prototypes, training.ood, self.source, self.farthest_fifth)
+        sample = gradients(features[chosen], prototypes, center)
+        if self.mix is not None:
+            if training.mixed is None:
+                raise ValueError("training.mixed is None; expected mixed features (R, K, D)")
+            sample = sample + _mixed_gradients(training.mixed, prototypes, center)
+        return GroodState(prototypes, center, build_bank(sample, dtype=self.bank_dtype))
+
+    def score(self, state: GroodState, outputs: Outputs) -> Float[Array, " b"]:
+        """Distances to the k-th nearest gradient of the bank."""
+        return search(_compared(self.mix, state, outputs), state.bank, self.k)
 
 
 def compared_gradients(

@@ -134,12 +134,7 @@ def train(
     before = _resumable(directory, model, about)
     if before is not None and before.step == options.epochs:
         return before
-    steps = len(images) // options.batch_size
-    if steps == 0:
-        raise UserError(
-            f"batch_size is {options.batch_size}, but {dataset} has {len(images)} training images; "
-            "expected a batch no larger"
-        )
+    steps = _steps_an_epoch(images, dataset, options)
     pixels, labels = _in_memory(images, num_classes, show_progress)
     network = _fresh(spec, options.seed) if before is None else before.model
     step, state, graph = _prepare(network, options, steps, preprocessing)
@@ -174,6 +169,15 @@ def train(
                 f"training accuracy {accuracy:.4f}"
             )
     return checkpoints.load_model(directory)
+
+
+def _steps_an_epoch(images: ImageSet, dataset: str, options: TrainOptions) -> int:
+    if len(images) < options.batch_size:
+        raise UserError(
+            f"batch_size is {options.batch_size}, but {dataset} has {len(images)} training images; "
+            "expected a batch no larger"
+        )
+    return len(images) // options.batch_size
 
 
 def _resumed(directory: Path, before: Loaded, state: TrainState) -> TrainState:
