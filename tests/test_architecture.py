@@ -51,7 +51,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "prometheus_client": ("deploying.serving",),
     "requests": ("data.download",),
     "scipy": ("data.builtin",),
-    "sklearn": ("maths.metrics", "neighbors.building", "data.builtin", "evaluation.report"),
+    "sklearn": ("maths.metrics", "data.builtin", "evaluation.report"),
     "starlette": ("deploying.serving",),
     "tensorflow_datasets": ("data.tfds",),
     "tqdm": ("support.progress",),

@@ -1,4 +1,4 @@
-"""What needs a package that is missing says which, and --help waits for nothing slow."""
+"""With jax, jaxtyping and numpy alone the mathematics works; what needs more says what."""
 
 import json
 import os
@@ -25,6 +25,37 @@ class Block:
 sys.meta_path.insert(0, Block())
 """
 
+MATHEMATICS = """
+import json
+import jax, numpy as np
+import grood_jax as gj
+
+rng = np.random.default_rng(0)
+labels = np.arange(60) % 3
+features = (rng.normal(size=(60, 6)) + 4 * np.eye(3, 6)[labels]).astype(np.float32)
+prototypes = np.stack([features[labels == c].mean(axis=0) for c in range(3)])
+made = gj.class_prototypes(features, labels, 3)
+made = made[0] if isinstance(made, tuple) else made
+outputs = gj.Outputs(features, -np.square(features[:, None] - prototypes).sum(axis=2))
+training = gj.detectors.Training(outputs, labels)
+scores = {}
+for name, options in (("grood", {"ood_prototype": "prototype-mean"}), ("knn", {}), ("vim", {})):
+    detector = gj.detectors.create(name, **options)
+    if detector.head is None or not detector.head:
+        state = detector.fit(training, jax.random.key(0))
+        scores[name] = np.asarray(detector.score(state, outputs)).shape
+bank = gj.build_bank(rng.normal(size=(4000, 96)).astype(np.float32) * 0.5 ** np.arange(96))
+found = [
+    np.allclose(made, prototypes, atol=1e-5),
+    gj.ood_gradients(features, prototypes, prototypes.mean(axis=0)).shape == (60, 6),
+    float(np.abs(gj.nearest_distances(features, features)).max()) == 0,
+    gj.mix_with_prototypes(features, prototypes, labels, 0.5).shape == (60, 6),
+    scores["grood"] == scores["knn"] == (60,),
+    float(np.abs(gj.nearest_distances(gj.bank_rows(bank)[:3], bank)).max()) < 1e-4,
+]
+print(json.dumps([bool(one) for one in found]))
+"""
+
 
 def alone(program: str) -> subprocess.CompletedProcess:
     return subprocess.run(
@@ -32,11 +63,25 @@ def alone(program: str) -> subprocess.CompletedProcess:
     )
 
 
+def test_the_mathematics_needs_jax_jaxtyping_and_numpy():
+    done = alone(MATHEMATICS)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [True] * 6
+
+
 def test_what_needs_more_says_what():
     done = alone("import grood_jax\ngrood_jax.OODClassifier")
     last = done.stderr.splitlines()[-1]
     assert last.startswith("ModuleNotFoundError: grood_jax.OODClassifier: the package ")
     assert "is missing; install it with pip install " in last
+
+
+def test_metrics_name_the_package_that_they_need():
+    done = alone("import grood_jax\ngrood_jax.ood_metrics([0.0], [1.0])")
+    assert done.stderr.splitlines()[-1] == (
+        "ModuleNotFoundError: ood_metrics: the package scikit-learn is missing; install it with "
+        "pip install scikit-learn"
+    )
 
 
 def test_a_command_says_it_in_one_line():

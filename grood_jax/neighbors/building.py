@@ -381,6 +381,21 @@ def _rounded(
     return rounded, jnp.sum(rounded.astype(jnp.float32) ** 2, axis=1), errors
 
 
+def _leading_axes(sample: Float[np.ndarray, "n d"], count: int) -> Float[np.ndarray, "d r"]:
+    """The leading right singular vectors, nearly; orthonormal in any case.
+
+    References:
+      Halko, Martinsson and Tropp 2011, algorithm 4.4.
+    """
+    width = sample.shape[1]
+    drawn = np.random.default_rng(0).standard_normal((width, min(count + 10, width)))
+    basis = drawn.astype(sample.dtype)
+    for _ in range(3):
+        basis = np.linalg.qr(sample.T @ np.linalg.qr(sample @ basis)[0])[0]
+    right = np.linalg.svd(sample @ basis, full_matrices=False)[2]
+    return basis @ right[:count].T
+
+
 def principal_axes(
     rows: Callable[[], Iterator[Float[np.ndarray, "_ d"]]], size: int
 ) -> Float[np.ndarray, "d r"]:
@@ -390,14 +405,12 @@ def principal_axes(
       rows: gives the centred, scaled rows in blocks, as often as asked.
       size: how many there are.
     """
-    from sklearn.utils.extmath import randomized_svd
-
     sample = _every(rows, -(-size // POOL))
     count, width = sample.shape
     choices = [kept for kept in AXES if LEAST_GAIN * kept <= width and 4 * kept <= count]
     if not choices or not sample.any():
         return np.zeros((width, 0), np.float32)
-    axes = np.ascontiguousarray(randomized_svd(sample, choices[-1], n_iter=3, random_state=0)[2].T)
+    axes = np.ascontiguousarray(_leading_axes(sample, choices[-1]))
     stride = -(-size // PROBES)
     probes = _every(rows, stride)
     nearest = np.full(len(probes), np.inf)
