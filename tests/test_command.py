@@ -1,12 +1,14 @@
 """The command line that a results file records."""
 
 import shlex
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import tyro
 
+from grood_jax.cli import command
 from grood_jax.support import provenance
 
 
@@ -51,3 +53,13 @@ def test_what_says_nothing_elsewhere_can_be_left_out():
     )
     inside = Config(data_dir=Path("data/tfds"))
     assert provenance.command_line("run", inside, folders=False) == "run --data-dir data/tfds"
+
+
+def test_a_warning_is_a_line(capsys):
+    def work():
+        warnings.warn("a class has\n few samples", UserWarning, stacklevel=1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert command.status(work) == 0
+    assert capsys.readouterr().err == "warning: a class has few samples\n"

@@ -8,11 +8,12 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TextIO, TypeVar
 
 from grood_jax.cli.compiled import keep_compiled
 from grood_jax.support import missing
 from grood_jax.support.errors import UserError
+from grood_jax.support.progress import tell
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -72,7 +73,9 @@ def status(work: Callable[[], object]) -> int:
     """
     keep_compiled()
     try:
-        work()
+        with warnings.catch_warnings():
+            warnings.showwarning = _say_warning
+            work()
     except ModuleNotFoundError as error:
         print(f"error: {missing.sentence(error)}", file=sys.stderr)
         return 1
@@ -86,3 +89,16 @@ def status(work: Callable[[], object]) -> int:
         # A computation may still be under way, and the interpreter must not end under it.
         os._exit(1)
     return 0
+
+
+def _say_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as a line, without the source that gave it."""
+    del category, filename, lineno, file, line
+    tell(f"warning: {' '.join(str(message).split())}")
