@@ -1,5 +1,6 @@
 """Strict JAX, runtime shape checks, eight fake devices, bounded memory, and the prepared data."""
 
+import ctypes
 import fcntl
 import gc
 import json
@@ -68,7 +69,7 @@ def browser():
 
 
 local_devices = jax.local_devices
-GROWTH = 600 * 2**20
+GROWTH = 400 * 2**20
 """Bytes by which a process may grow before it forgets what it has compiled."""
 _kept = {"bytes": 0}
 
@@ -110,6 +111,9 @@ def pytest_runtest_teardown() -> None:
     if _resident() > _kept["bytes"] + GROWTH:
         jax.clear_caches()
         gc.collect()
+        # The C library keeps what was freed until it is asked for it.
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)
         _kept["bytes"] = _resident()
 
 
