@@ -121,8 +121,8 @@ def test_all_detectors_share_one_pass_over_each_set(key):
     every = {name: create(name) for name in names()}
     fitted = fitting.fit_detectors(backbone, lambda rows: read(data, rows), every, key=key)
     jax.effects_barrier()
-    # 160 images in batches of 64, and once more mixed.
-    assert len(runs) == 3 + 3
+    # 160 images in batches of 64; one image in a batch of its own; and all once more mixed.
+    assert len(runs) == 3 + 1 + 3
     runs.clear()
     outputs = fitting.extract(
         backbone,
