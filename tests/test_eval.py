@@ -96,7 +96,9 @@ def test_which_network_is_taken(tmp_path, monkeypatch, words, step, expected):
         return replace(loaded, spec=spec)
 
     monkeypatch.setattr(classifier, "train_on", trained)
-    classifier.find_classifier(config, benchmarks.get(config.dataset), said.append, False)
+    benchmark = benchmarks.get(config.dataset)
+    place = classifier.look(config, benchmark)
+    classifier.find_classifier(config, benchmark, place, said.append, False)
     assert expected in " ".join(said)
     assert ("training" in said) == (expected == "training")
 
