@@ -140,7 +140,8 @@ def test_lines_of_csv(made, folder):
     assert [row["is_ood"] == "true" for row in rows[:3]] == expected.is_ood.tolist()
     assert failed == 1
     assert reported == [
-        f"{folder / 'broken.png'}: {reported[0].split(': ', 1)[1]}",
+        f"left out of {folder}: 1 that are no images by their names (notes.txt)",
+        f"{folder / 'broken.png'}: {reported[1].split(': ', 1)[1]}",
         "1 of 5 paths could not be read",
     ]
 
@@ -321,7 +322,7 @@ def test_photographs_are_turned_upright(monkeypatch, unchecked, tmp_path):
             seen.append(pixels)
             return super().predict(pixels)
 
-    monkeypatch.setattr(predict.deployment, "load", lambda _: Keeping())
+    monkeypatch.setattr("grood_jax.deploying.deployment.load", lambda _: Keeping())
     image = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
     exif = Image.Exif()
     exif[274] = 6
