@@ -366,7 +366,7 @@ def test_what_members_raise_is_passed_on(training):
         (
             [grood(ood_prototype="noise"), energy(), grood(ood_prototype="validation")],
             ValueError,
-            "member grood needs Noise(images=1000) and member grood needs Validation(); "
+            "member grood needs Noise(images=1000, raw=False) and member grood needs Validation(); "
             "expected at most one kind of OOD samples",
         ),
         (
