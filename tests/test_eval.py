@@ -364,7 +364,7 @@ def test_run_is_a_function_of_its_configuration(in_digits, tmp_path):
     found = eval.run(config)
     written = json.loads((tmp_path / "results.json").read_text())
     assert found == written
-    words = f"--dataset digits --detectors msp --output-dir {tmp_path} --limit 50"
+    words = f"--dataset digits --limit 50 --detectors msp --output-dir {tmp_path}"
     assert found["command"] == f"python -m grood_jax.eval {words}"
     again = eval.main(found["command"].split()[3:])
     assert again == 0
