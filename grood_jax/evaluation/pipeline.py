@@ -19,6 +19,7 @@ from grood_jax.backbone.backbone import Backbone
 from grood_jax.backbone.outputs import Need, Outputs
 from grood_jax.benchmarks import Benchmark, OpenBenchmark
 from grood_jax.data import ImageSet
+from grood_jax.data.tfds import first_line
 from grood_jax.detectors import Detector, Validation
 from grood_jax.evaluation import fitting, results, tuning
 from grood_jax.evaluation.accuracy import accuracy
@@ -141,7 +142,7 @@ class Failures:
         try:
             return work()
         except (ValueError, ArithmeticError, MemoryError, jax.errors.JaxRuntimeError) as error:
-            line = (str(error).strip() or repr(error)).splitlines()[0]
+            line = first_line(error)
             self.reasons[word] = line + _hint(self.limit, line)
             return None
 
