@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import grood_jax as gj
+from grood_jax import detectors
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -41,6 +42,8 @@ def test_the_python_of_a_page_prints_what_it_says(
 ):
     shutil.copytree(digits[0] / "results", tmp_path / "results")
     monkeypatch.chdir(tmp_path)
+    # What a page registers is no detector of the tests that follow in this process.
+    monkeypatch.setattr(detectors, "_factories", dict(detectors._factories))
     namespace = {"__name__": "__page__"}
     for line, block in blocks(page):
         capsys.readouterr()

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from test_neighbors import KINDS, gaussian, made, near_a_plane
 
 import grood_jax as gj
+from grood_jax.neighbors import searching
 
 
 def mesh(**axes):
