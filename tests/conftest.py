@@ -16,7 +16,7 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="grood-jax-compiled-")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _compiled.name)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import pytest
@@ -115,6 +115,18 @@ def pytest_runtest_teardown() -> None:
         if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
             trim(0)
         _kept["bytes"] = _resident()
+
+
+@pytest.fixture(scope="module")
+def bounded():
+    """Small banks are searched by bounds, as large ones are."""
+    from grood_jax.neighbors import searching
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(searching, "FEW_ROWS", 64)
+        jax.clear_caches()
+        yield
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ from test_neighbors import gaussian, made, near_a_plane, wide_norms
 import grood_jax as gj
 from grood_jax.neighbors import building as bank_building
 
+pytestmark = pytest.mark.usefixtures("bounded")
+
 DTYPES = ["float32", "bfloat16"]
 QUERIES, ROWS = made(wide_norms)
 ORDER = np.random.default_rng(3).permutation(700)

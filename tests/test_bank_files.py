@@ -10,6 +10,8 @@ import grood_jax as gj
 from grood_jax.storage.banks import load_bank, save_bank
 from grood_jax.support import manifest as manifests
 
+pytestmark = pytest.mark.usefixtures("bounded")
+
 ROWS = np.random.default_rng(0).normal(size=(700, 24)).astype(np.float32)
 QUERIES = np.random.default_rng(1).normal(size=(40, 24)).astype(np.float32)
 

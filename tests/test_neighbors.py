@@ -12,6 +12,8 @@ import grood_jax as gj
 from grood_jax.neighbors import searching
 from grood_jax.neighbors.bank import reduce
 
+pytestmark = pytest.mark.usefixtures("bounded")
+
 
 def brute_force(queries, bank, k):
     """Float64 distances from each query to its k-th nearest row, by direct differences."""

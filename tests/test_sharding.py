@@ -16,6 +16,8 @@ from test_neighbors import KINDS, gaussian, made, near_a_plane
 import grood_jax as gj
 from grood_jax.neighbors import searching
 
+pytestmark = pytest.mark.usefixtures("bounded")
+
 
 def mesh(**axes):
     return Mesh(np.array(jax.devices()).reshape(tuple(axes.values())), tuple(axes))

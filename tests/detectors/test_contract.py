@@ -66,6 +66,11 @@ def made(name):
     return detector, training, outputs(tried, weights, bias, detector), state
 
 
+def score(detector, state, queries):
+    """Compiled, as evaluations score: operation by operation, each would be a program of its own."""
+    return (jax.jit(detector.score) if detector.compiled else detector.score)(state, queries)
+
+
 def agree(found, expected):
     size = np.abs(np.asarray(expected)).max()
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=WITHIN_ROUNDING * size)
@@ -74,11 +79,11 @@ def agree(found, expected):
 @every_detector
 def test_a_score_depends_neither_on_the_batch_nor_on_the_order_nor_on_other_samples(name):
     detector, _, queries, state = made(name)
-    whole = np.asarray(detector.score(state, queries))
-    turned = detector.score(state, jax.tree.map(lambda array: array[::-1], queries))
+    whole = np.asarray(score(detector, state, queries))
+    turned = score(detector, state, jax.tree.map(lambda array: array[::-1], queries))
     agree(turned, whole[::-1])
-    agree(detector.score(state, jax.tree.map(lambda array: array[:3], queries)), whole[:3])
-    lone = detector.score(state, jax.tree.map(lambda array: array[4:5], queries))
+    agree(score(detector, state, jax.tree.map(lambda array: array[:3], queries)), whole[:3])
+    lone = score(detector, state, jax.tree.map(lambda array: array[4:5], queries))
     agree(np.pad(lone, (0, 1), constant_values=np.abs(whole).max())[:1], whole[4:5])
 
 
@@ -90,7 +95,7 @@ def test_a_score_does_not_depend_on_the_number_of_devices(name):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("rows",))
     by_rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))
     shared = jax.device_put(queries, by_rows)
-    agree(jax.jit(detector.score)(state, shared), detector.score(state, queries))
+    agree(score(detector, state, shared), score(detector, state, queries))
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e4])
@@ -102,8 +107,8 @@ def test_a_score_does_not_depend_on_the_scale_of_features_where_its_paper_says_s
         return replace(given, features=given.features * jnp.float32(scale))
 
     other = detector.fit(replace(training, outputs=scaled(training.outputs)), jax.random.key(0))
-    expected = np.asarray(detector.score(state, queries))
-    found = detector.score(other, scaled(queries))
+    expected = np.asarray(score(detector, state, queries))
+    found = score(detector, other, scaled(queries))
     # Scaling is not by a power of two, and a float32 subtraction follows it.
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
@@ -118,9 +123,9 @@ def test_scores_of_half_precision_are_those_of_the_same_numbers_in_float32(name,
         training, outputs=jax.tree.map(lambda a: jnp.asarray(a, dtype), training.outputs)
     )
     state = detector.fit(half, jax.random.key(0))
-    found = detector.score(state, halved)
+    found = score(detector, state, halved)
     assert found.dtype == jnp.float32 and np.isfinite(np.asarray(found)).all()
-    np.testing.assert_array_equal(found, detector.score(state, single))
+    np.testing.assert_array_equal(found, score(detector, state, single))
     leaves = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     assert all(leaf.dtype == jnp.float32 for leaf in leaves)
 
@@ -161,7 +166,7 @@ def test_gigantic_features_give_an_error_of_ones_own_or_finite_scores(name):
     except ValueError as error:
         assert "expected at most 1e+18" in str(error)
         return
-    assert np.isfinite(np.asarray(detector.score(state, huge))).all()
+    assert np.isfinite(np.asarray(score(detector, state, huge))).all()
 
 
 @pytest.mark.parametrize("name", ["odin", "gram"])

@@ -15,6 +15,8 @@ from grood_jax.detectors import GroodState, MixedTraining, Noise, Training, Vali
 from grood_jax.detectors.grood import least_like_training
 from grood_jax.evaluation import fitting
 
+pytestmark = pytest.mark.usefixtures("bounded")
+
 ROWS, TESTS, OOD, CLASSES, WIDTH = 60, 25, 40, 5, 6
 
 
