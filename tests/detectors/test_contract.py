@@ -67,7 +67,7 @@ def made(name):
 
 
 def score(detector, state, queries):
-    """Compiled, as evaluations score: operation by operation, each would be a program of its own."""
+    """Compiled, as evaluations score: one program, not one for each operation."""
     return (jax.jit(detector.score) if detector.compiled else detector.score)(state, queries)
 
 
