@@ -13,9 +13,9 @@ from grood_jax.data.finding import SetSpec, Source
 from grood_jax.data.folders import FolderSource, ImageListSource
 from grood_jax.data.npz import NpzSource
 from grood_jax.data.preprocessing import Preprocessing
-from grood_jax.data.tfds import TfdsSource, first_line
+from grood_jax.data.tfds import TfdsSource
 from grood_jax.support import checks
-from grood_jax.support.errors import UserError
+from grood_jax.support.errors import UserError, first_line
 
 SUFFIXES = (".toml", ".py")
 

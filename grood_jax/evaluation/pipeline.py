@@ -19,7 +19,6 @@ from grood_jax.backbone.backbone import Backbone
 from grood_jax.backbone.outputs import Need, Outputs
 from grood_jax.benchmarks import Benchmark, OpenBenchmark
 from grood_jax.data import ImageSet
-from grood_jax.data.tfds import first_line
 from grood_jax.detectors import Detector, Validation
 from grood_jax.evaluation import fitting, results, tuning
 from grood_jax.evaluation.accuracy import accuracy
@@ -36,7 +35,7 @@ from grood_jax.passes.reading import BadImages, Reader
 from grood_jax.storage.cache import OutputsCache
 from grood_jax.storage.checkpoints import Loaded
 from grood_jax.support import provenance
-from grood_jax.support.errors import UserError
+from grood_jax.support.errors import UserError, first_line
 
 T = TypeVar("T")
 

@@ -40,7 +40,6 @@ __all__ = [
     "load_optimizer",
     "manager",
     "open_classifier",
-    "read_spec",
     "save",
     "save_model",
     "stored_in",
@@ -245,12 +244,6 @@ def latest_step(directory: str | Path) -> int | None:
     """
     _require_no_file(directory)
     return containers.latest_step(directory)
-
-
-def read_spec(directory: str | Path) -> ModelSpec | None:
-    """What the directory's newest checkpoint is of; None if there is none. See `stored_in`."""
-    stored = stored_in(directory)
-    return None if stored is None else stored.spec
 
 
 def load_model(directory: str | Path, *, expected_model: str | None = None) -> Loaded:

@@ -22,7 +22,7 @@ import numpy as np
 
 from grood_jax.storage import earlier
 from grood_jax.support import manifest as manifests
-from grood_jax.support.errors import UserError
+from grood_jax.support.errors import UserError, first_line
 from grood_jax.support.files import read_text
 from grood_jax.support.manifest import Manifest
 from grood_jax.support.structures import Arrays
@@ -219,7 +219,7 @@ def restore(directory: Path, step: int, item: str, like: Any, kind: str) -> Any:
             )
     except Exception as error:
         # Orbax and tensorstore raise whatever their layers raise on a missing or broken file.
-        line = (str(error).strip() or repr(error)).splitlines()[0].split(" See full ")[0]
+        line = first_line(error).split(" See full ")[0]
         raise manifests.damaged(kind, directory, f"its {item} cannot be read ({line})") from error
 
 
