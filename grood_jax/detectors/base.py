@@ -95,7 +95,8 @@ class Detector:
 
     Attributes:
       name: the name it is created by.
-      fit: ``(Training, key) -> state``, a pytree. Raises ValueError where the outputs hold NaN or
+      fit: ``(Training, key) -> state``, a pytree. Raises TypeError where the key is no random key,
+        whether or not anything is drawn, and ValueError where the outputs hold NaN or
         infinite values (the row is named), a label is no class, ``fit_needs`` is not there, or the
         class head does not give the logits.
       score: ``(state, Outputs) -> (B,)`` float32, higher for more OOD; may be jitted if
@@ -152,7 +153,7 @@ def _checked_fit(
     @wraps(fit)
     def checked(training: Training, key: Array) -> Any:
         _require_needs(name, "training.outputs", training.outputs, needs)
-        return fit(_checked_training(training), key)
+        return fit(_checked_training(training), checks.key("key", key))
 
     vars(checked)["unchecked"] = fit
     return checked
