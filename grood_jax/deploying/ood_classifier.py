@@ -147,6 +147,7 @@ class OODClassifier:
         per_class: bool = False,
         noise: Callable[[int, Array], Iterable[Batch]] | None = None,
         validation: Callable[[], Iterable[Batch]] | None = None,
+        id_validation: Iterable[LabelledImages] | None = None,
     ) -> "OODClassifier":
         """Fits a detector and sets its threshold.
 
@@ -169,6 +170,9 @@ class OODClassifier:
             calibration images then flags nothing.
           noise: as for `grood_jax.evaluation.fitting.prepare`.
           validation: as for `grood_jax.evaluation.fitting.prepare`.
+          id_validation: labelled ID images, as batches or pairs, for detectors that are better
+            fitted with what the network was not trained on, `temperature_scaling` for example;
+            none of ``calibration``'s, or what is promised does not hold.
 
         Raises:
           TypeError: an argument of the wrong type; ``train_batches`` can be read only once.
@@ -191,6 +195,9 @@ class OODClassifier:
             key=key,
             noise=noise,
             validation=validation,
+            id_validation=None
+            if id_validation is None
+            else lambda: extract_labelled(backbone, _batches("id_validation", id_validation)),
         )
         fitted = fitting.fit_all(fitter, {detector.name: detector})
         state = fitted.detectors[detector.name].state

@@ -187,6 +187,7 @@ def open_sets(
             download=config.download,
             validation=any(isinstance(own.ood, Validation) for _, own in every(candidates)),
             search=config.search,
+            id_validation=any(own.id_validation for _, own in every(candidates)),
             full_spectrum=config.full_spectrum,
             limit=config.limit,
             train_share=config.train_share,
@@ -258,6 +259,7 @@ def pass_training_set(inputs: Inputs, candidates: Candidates) -> Fitter:
       ValueError: outputs that are not finite, labels that are no classes.
     """
     read, data = inputs.read, inputs.data
+    held_in = data.id_validation
     return fitting.prepare(
         inputs.backbone,
         read.training(data.train),
@@ -265,6 +267,7 @@ def pass_training_set(inputs: Inputs, candidates: Candidates) -> Fitter:
         key=jax.random.key(inputs.config.seed),
         noise=read.noise,
         validation=lambda: read(present(data.validation), "held-out OOD images"),
+        id_validation=None if held_in is None else lambda: inputs.outputs_of(held_in, (), None),
         memo=inputs.memo,
     )
 
