@@ -22,7 +22,7 @@ def parse(default: T, module: str, description: str, argv: Sequence[str] | None)
 
     Args:
       default: the configuration where the command line says nothing.
-      module: the module that is run, for the help.
+      module: the module that is run, or "grood COMMAND", for the help.
       description: what the command does, for the help.
       argv: the arguments; those of the process by default.
 
@@ -36,7 +36,7 @@ def parse(default: T, module: str, description: str, argv: Sequence[str] | None)
         with contextlib.redirect_stderr(said):
             return tyro.cli(
                 type(default),
-                prog=f"python -m {module}",
+                prog=module if module.startswith("grood ") else f"python -m {module}",
                 description=" ".join(description.split()),
                 default=default,
                 args=argv,
