@@ -41,10 +41,15 @@ def read_benchmark(path: Path) -> Benchmark:
       path: a file that ends in .toml or .py.
 
     Raises:
+      TypeError: ``path`` is no path.
       UserError: it cannot be read, or a key is missing, unknown or of the wrong kind.
     """
-    path = path.expanduser()
-    if not path.is_file():
+    path = checks.path("path", path).expanduser()
+    try:
+        there = path.is_file()
+    except OSError as error:
+        raise UserError(f"dataset is {str(path)!r}; {error.strerror}") from error
+    if not there:
         raise UserError(f"dataset is {str(path)!r}; there is no such file")
     try:
         made = _run(path) if path.suffix == ".py" else _described(path)

@@ -187,6 +187,7 @@ class OODClassifier:
             raise TypeError(
                 f"detector is {detector!r}; expected a Detector, as detectors.create makes it"
             )
+        checks.several("calibration", calibration, "batches, pairs or images")
         train = _training_batches(train_batches)
         fitter = fitting.prepare(
             backbone,
@@ -320,11 +321,13 @@ class OODClassifier:
         Killed at any moment, it leaves the earlier one or the new one whole.
 
         Raises:
+          TypeError: ``path`` is none.
           UserError: the directory cannot be written to or holds something else, or the detector
             is not known by name.
         """
+        directory = checks.path("path", path)
         arrays, about = self.take_apart()
-        saving.save(Path(path), KIND, arrays, about)
+        saving.save(directory, KIND, arrays, about)
 
     @classmethod
     def load(cls, path: str | Path, backbone: Backbone) -> "OODClassifier":
@@ -335,11 +338,14 @@ class OODClassifier:
           backbone: the classifier that it was fitted on.
 
         Raises:
+          TypeError: ``path`` is none, or ``backbone``.
           UserError: there is none, it is damaged, of a newer format, of another classifier, or of
             a detector that is not known here.
         """
-        about, arrays = saving.load(Path(path), KIND, HOW_TO_MAKE)
-        return cls.put_together(Path(path), about, arrays, backbone)
+        directory = checks.path("path", path)
+        require_backbone(backbone)
+        about, arrays = saving.load(directory, KIND, HOW_TO_MAKE)
+        return cls.put_together(directory, about, arrays, backbone)
 
     def export(
         self,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from grood_jax.maths.metrics import ood_metrics
-from grood_jax.support import npz
+from grood_jax.support import checks, npz
 from grood_jax.support.errors import UserError, first_line
 from grood_jax.support.files import open_regular, read_text, written_whole
 
@@ -41,10 +41,11 @@ def read(path: Path) -> dict[str, Any]:
     """What `write` wrote.
 
     Raises:
+      TypeError: ``path`` is none.
       UserError: there is no such file, or it holds no results of an evaluation.
     """
     try:
-        held = json.loads(read_text(path))
+        held = json.loads(read_text(checks.path("path", path)))
     except (OSError, ValueError, RecursionError) as error:
         why = (isinstance(error, OSError) and error.strerror) or first_line(error)
         raise UserError(f"{path} cannot be read: {why}") from error
@@ -72,9 +73,10 @@ def read_scores(path: Path, results: Mapping[str, Any]) -> dict[str, dict[str, n
       results: as `read` gives them; the scores must be what these were made of.
 
     Raises:
+      TypeError: ``path`` is none.
       UserError: the file is damaged, or of another evaluation.
     """
-    sets = groups(results)
+    path, sets = checks.path("path", path), groups(results)
     wanted = [f"{detector}/{name}" for detector in results["detectors"] for name in sets]
     try:
         with open_regular(path) as stream:
