@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 import grood_jax
-from grood_jax import detectors, models
+from grood_jax import benchmarks, detectors, models
 from grood_jax.backbone.outputs import Outputs
 from grood_jax.benchmarks import Benchmark
 from grood_jax.conformal import calibration, drift
@@ -36,13 +36,18 @@ from grood_jax.conformal.calibration import Calibration
 from grood_jax.conformal.drift import DriftMonitor, DriftState
 from grood_jax.data import ArraySet, Preprocessing
 from grood_jax.data.sets import UnreadableImage
+from grood_jax.deploying.deployment import Deployment, backbone_of
 from grood_jax.deploying.ood_classifier import OODClassifier
+from grood_jax.deploying.serving.limits import Limits
+from grood_jax.deploying.setting import FitConfig
 from grood_jax.detectors import Detector, Training
 from grood_jax.evaluation import results
+from grood_jax.evaluation.setting import EvalConfig, Setting
 from grood_jax.models.torch import importing
 from grood_jax.neighbors.building import build_bank
 from grood_jax.storage import banks, checkpoints
 from grood_jax.storage.checkpoints import ModelSpec
+from grood_jax.training.options import TrainOptions
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -57,15 +62,18 @@ INNER = {
     "data.sets": "a protocol",
     "data.tfds": "sets and sources on disk; test_sources.py",
     "data.batching.read_readable": "a step of `batches`",
-    "benchmarks.base.require_distinct": "a step of opening a benchmark; test_benchmark_files.py",
-    "benchmarks.opening": "of what lies on disk; test_benchmarks.py, test_openood.py",
-    "deploying.deployment.load": "of a directory; test_deployment.py, test_fuzz.py",
+    "benchmarks.base": "names of sets; test_benchmark_files.py",
+    "benchmarks.opening.OpenBenchmark": "names of sets; test_benchmark_files.py",
+    "benchmarks.opening.require_labels": "a step of `open_benchmark`; test_labels.py",
+    "detectors.base.Detector": "what a detector is made of; test_contract.py",
     "deploying.exporting.export": "a step of `OODClassifier.export`",
     "deploying.ood_classifier.OODClassifier.export": "compiles for seconds; test_exporting.py",
     "deploying.ood_classifier.OODClassifier.put_together": "a step of `load`",
     "deploying.ood_classifier.OODClassifier.take_apart": "a step of `save`",
     "deploying.pipeline": "steps of `grood fit`; test_pipeline.py",
-    "deploying.serving": "parts of the server; tests/serving",
+    "deploying.serving.batching": "a part of the server; test_micro_batching.py",
+    "deploying.serving.bodies": "a part of the server; test_app.py",
+    "deploying.serving.images": "a part of the server; test_app.py",
     "evaluation.accuracy": "a step of `grood eval`; test_labels.py",
     "evaluation.classifier": "steps of `grood eval`; test_pipeline.py",
     "evaluation.pipeline": "steps of `grood eval`; test_pipeline.py",
@@ -87,7 +95,8 @@ INNER = {
     "support.missing": "takes an error",
     "support.npz": "takes an open file; test_npz.py, test_fuzz.py",
     "support.structures": "takes what a manifest holds; test_structures.py",
-    "training": "a run of seconds; its options and sets are in test_training.py",
+    "training.loop": "a run of seconds; its options and sets are in test_training.py",
+    "training.runs": "a run of seconds; its options and sets are in test_training.py",
 }
 """Functions, and modules of functions, that no user calls with values of his own, and where else
 their errors are tested."""
@@ -101,16 +110,22 @@ the docstring promises a TypeError."""
 
 
 def public(module: Any) -> Iterator[tuple[str, Any]]:
-    """The functions and methods that a module defines, by dotted names."""
+    """The functions, methods, and classes that check themselves, of a module, by dotted names."""
     for name, value in vars(module).items():
         if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
             continue
         if inspect.isclass(value):
+            if "__post_init__" in vars(value):
+                yield name, value
             for part, member in vars(value).items():
                 if not part.startswith("_"):
                     yield f"{name}.{part}", getattr(member, "__func__", member)
         elif callable(value):
             yield name, value
+
+
+def docstring_of(function: Any) -> str:
+    return inspect.getdoc(getattr(function, "__post_init__", function)) or ""
 
 
 @functools.cache
@@ -124,14 +139,14 @@ def documented() -> dict[str, Any]:
                 continue
             module = importlib.import_module(found.name)
             for name, function in public(module):
-                if "Raises:" in (getattr(function, "__doc__", "") or ""):
+                if "Raises:" in docstring_of(function):
                     functions[f"{found.name}.{name}".removeprefix("grood_jax.")] = function
     return functions
 
 
 def errors_of(function: Any) -> tuple[type[BaseException], ...]:
     """The types that the docstring lists."""
-    text = inspect.getdoc(function) or ""
+    text = docstring_of(function)
     section = text[text.index("Raises:") :].split("\n\n")[0]
     listed = re.findall(r"^  ([A-Z]\w+(?:, [A-Z]\w+)*):", section, re.MULTILINE)
     assert listed, f"no type of error is listed in {section!r}"
@@ -187,6 +202,21 @@ def classifier() -> OODClassifier:
         calibration=[tiny.images(24, 1)],
         key=KEY,
     )
+
+
+@functools.cache
+def deployed() -> Deployment:
+    """A classifier of three classes with its network."""
+    backbone = backbone_of(network(), SPEC, "layer1")
+    images = np.zeros((24, 8, 8, 1), np.float32)
+    made = OODClassifier.fit(
+        backbone,
+        [(images[:6], np.arange(6) % 3)],
+        detector=detectors.msp(),
+        calibration=[images],
+        key=KEY,
+    )
+    return Deployment(made, network(), SPEC, "layer1", tuple("abc"))
 
 
 @functools.cache
@@ -318,6 +348,12 @@ DOORS: dict[str, Callable[[Path], dict[str, Any]]] = {
     },
     "benchmarks.check_name": lambda home: {"dataset": "digits"},
     "benchmarks.get": lambda home: {"dataset": "digits"},
+    "benchmarks.opening.open_benchmark": lambda home: {
+        **defaults(benchmarks.open_benchmark),
+        "benchmark": benchmarks.read_benchmark(described(home)),
+        "data_dir": home,
+        "limit": 2,
+    },
     "benchmarks.files.read_benchmark": lambda home: {"path": described(home)},
     "conformal.calibration.calibrate": lambda home: {
         "scores": ROWS[:, 0],
@@ -391,6 +427,21 @@ DOORS: dict[str, Callable[[Path], dict[str, Any]]] = {
         "resize": 4,
         "interpolation": "bilinear",
     },
+    "data.preprocessing.Preprocessing": lambda home: {
+        "image_size": 4,
+        "channels": 1,
+        "mean": (0.5,),
+        "std": (0.5,),
+        "resize": 4,
+        "interpolation": "bilinear",
+        "upright": False,
+    },
+    "deploying.deployment.load": lambda home: {"path": saved(home, deployed().save)},
+    "deploying.setting.FitConfig": lambda home: defaults(FitConfig),
+    "deploying.serving.limits.Limits": lambda home: defaults(Limits),
+    "evaluation.setting.Setting": lambda home: defaults(Setting),
+    "evaluation.setting.EvalConfig": lambda home: defaults(EvalConfig),
+    "training.options.TrainOptions": lambda home: defaults(TrainOptions),
     "deploying.ood_classifier.OODClassifier.fit": lambda home: {"cls": OODClassifier, **fitted()},
     "deploying.ood_classifier.OODClassifier.with_target": lambda home: {
         "self": classifier(),

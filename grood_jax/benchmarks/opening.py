@@ -99,6 +99,7 @@ def open_benchmark(
       say: takes a line on what lies in folders and is left out of their sets; stderr by default.
 
     Raises:
+      TypeError: ``data_dir`` is no path, or a number of the wrong type.
       UserError: sets are missing or damaged; each is named, with where it was looked for and how
         to get it. Or the benchmark has no set of the kind that is asked for.
       ValueError: limit below 1, or a share that is none.
@@ -109,7 +110,7 @@ def open_benchmark(
     validation = validation or search
     _require_kinds(benchmark, validation, search, full_spectrum)
     wanted = _wanted(benchmark, ood, full_spectrum, validation)
-    folder = (data_dir or benchmark.data_dir or default_data_dir()).expanduser()
+    folder = _folder(data_dir or benchmark.data_dir or default_data_dir())
     size = preprocessing or benchmark.preprocessing
     opened = find_sets(
         list(wanted.values()),
@@ -145,6 +146,16 @@ def open_benchmark(
         found.get("validation"),
         tuple(wanted[key].spec.name for key in wanted if key not in found),
     )
+
+
+def _folder(data_dir: Path) -> Path:
+    """Where sets are looked for; it need not be there."""
+    folder = checks.path("data_dir", data_dir).expanduser()
+    try:
+        folder.exists()
+    except OSError as error:
+        raise UserError(f"data_dir is {str(folder)!r}; {error.strerror}") from error
+    return folder
 
 
 def _require_kinds(

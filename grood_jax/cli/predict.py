@@ -69,6 +69,7 @@ class PredictConfig:
         """Checks the ranges.
 
         Raises:
+          TypeError: an option of the wrong type.
           ValueError: an option outside its range.
         """
         checks.at_least("batch_size", self.batch_size, 1)

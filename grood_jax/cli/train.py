@@ -50,6 +50,7 @@ class TrainConfig:
         """Checks the ranges.
 
         Raises:
+          TypeError: an option of the wrong type.
           ValueError: an option outside its range.
         """
         benchmarks.check_name(self.dataset)

@@ -61,7 +61,8 @@ class Preprocessing:
         if self.channels not in (1, 3):
             raise ValueError(f"channels is {self.channels!r}; expected 1 or 3")
         for name in ("mean", "std"):
-            values = getattr(self, name)
+            values = checks.several(name, getattr(self, name), "a number for each channel")
+            values = [checks.real(name, value) for value in values]
             if len(values) != self.channels or not all(map(math.isfinite, values)):
                 raise ValueError(f"{name} is {values}; expected {self.channels} finite numbers")
         if min(self.std) <= 0:

@@ -134,6 +134,11 @@ def positive(name: str, value: Any) -> float:
     return float(value)
 
 
+def real(name: str, value: Any) -> float:
+    """Returns ``value``, which may be NaN or infinite; raises TypeError unless it is a number."""
+    return _number(name, value, "a number")
+
+
 def number(name: str, value: Any) -> float:
     """Returns ``value``; raises unless it is a finite number.
 
