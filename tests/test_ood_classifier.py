@@ -277,7 +277,7 @@ def test_outputs_that_are_not_finite_are_refused(key):
         ({"target_tpr": "0.9"}, TypeError, "target_tpr is '0.9'"),
         ({"per_class": 1}, TypeError, "per_class is 1"),
         ({"calibration": [tiny.images(18, 1)]}, UserError, "18 images; .* at least 19"),
-        ({"calibration": []}, ValueError, "batches is empty"),
+        ({"calibration": []}, ValueError, "calibration is empty; expected at least one batch"),
         ({"calibration": [np.zeros((2, 4, 4), np.float32)]}, TypeError, "calibration holds images"),
         (
             {"calibration": [tiny.images(30, 1), tiny.images(30, 1)[:, :3]]},

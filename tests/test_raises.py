@@ -1,4 +1,4 @@
-"""Every public function raises what its docstring lists, of its own accord, whatever it is given.
+"""Every public function raises what its docstring lists, and says of what, whatever it is given.
 
 The functions are those of the package's modules with a section "Raises:". Each has a place in
 DOORS, with arguments that are right, of which one at a time is replaced by bad ones; or in INNER,
@@ -608,6 +608,7 @@ MORE: dict[str, Callable[[], tuple[Any, ...]]] = {
     "deploying.ood_classifier.OODClassifier.fit.calibration": lambda: ([tiny.images(2, 1)],),
     "deploying.ood_classifier.OODClassifier.with_target.target_tpr": lambda: (0.999,),
     "detectors.base.require_head.training": lambda: (replace(TRAINING, head=None),),
+    "data.preprocessing.decode.max_pixels": lambda: (1,),
     "detectors.create.given": lambda: ({"k": "three"},),
     "detectors.gram.gram.powers": lambda: ((0,), (1, 1)),
     "detectors.register.name": lambda: ("knn",),
@@ -623,6 +624,41 @@ THEIRS = {
     "data.batching.batches.images": "a set says itself what cannot be read",
 }
 """Arguments of which others may complain in words of their own."""
+
+
+CALLED = {
+    "backbone.backbone.Backbone.finish.hidden": "late returned",
+    "backbone.backbone.Backbone.hidden.images": "early returned",
+    "backbone.backbone.Backbone.middle.images": "layers returned",
+    "benchmarks.opening.open_benchmark.full_spectrum": "--full-spectrum",
+    "benchmarks.opening.open_benchmark.source": "to be had in this form",
+    "data.preprocessing.Preprocessing.image_size": "resize",
+    "data.preprocessing.decode.encoded": "it is no",
+    "data.preprocessing.decode.max_pixels": "after resizing; expected at most",
+    "deploying.serving.limits.Limits.max_batch": "max_queue",
+    "deploying.serving.limits.Limits.max_body": "max_held",
+    "detectors.create.given": "k",
+    "detectors.create.name": "detector",
+    "detectors.options.name": "detector",
+    "detectors.rebuild.given": "has no option",
+    "detectors.rebuild.name": "detector",
+    "detectors.spec.parse_spec.text": "detector",
+    "evaluation.tuning.create_candidates.specs": "detector",
+    "maths.mixup.mix_with_prototypes.hidden": "prototypes",
+    "maths.prototypes.class_prototypes.features": "labels",
+    "models.creating.create.name": "model",
+    "models.creating.stages.name": "model",
+    "models.torch.importing.import_state_dict.name": "model",
+    "neighbors.building.build_bank.vectors": "bank",
+    "neighbors.building.build_bank_in_pieces.pieces": "bank",
+    "neighbors.building.grow_bank.vectors": "bank",
+    "neighbors.building.merge_banks.banks": "bank",
+    "neighbors.sharding.shard_bank.vectors": "bank",
+    "support.arrays.classes.labels": "x",
+    "support.arrays.shaped.array": "x",
+    **{f"support.checks.{kind}.value": "x" for kind in (*NUMBERS, "at_least")},
+}
+"""What messages say of arguments that they do not name."""
 
 
 def bad_values(value: Any, home: Path) -> Iterator[Any]:
@@ -726,6 +762,10 @@ def complaints(name: str, home: Path) -> tuple[list[str], set[type]]:
                     said.append(f"not documented: {shown}")
                 elif place not in THEIRS and not raised_by_us(error):
                     said.append(f"not of our own: {shown}")
+                elif not isinstance(value, Path) and place not in THEIRS:
+                    named = (parameter, CALLED.get(place, parameter))
+                    if not any(word in str(error) for word in named):
+                        said.append(f"does not name it: {shown}")
     return said, seen
 
 

@@ -157,7 +157,7 @@ def decode(
       (image_size, image_size, channels) uint8.
 
     Raises:
-      TypeError: ``encoded`` is no bytes, or a number no integer.
+      TypeError: ``encoded`` is no bytes, or a number of the wrong type.
       ImageTooLarge: it has too many pixels, is a JPEG of too many scans, by whatever name, or
         takes too long.
       ValueError: the bytes are no whole image of one of the formats, of which there is none, or a
@@ -165,11 +165,13 @@ def decode(
     """
     if not isinstance(encoded, bytes | bytearray | memoryview):
         raise TypeError(f"encoded is a {type(encoded).__name__}; expected bytes")
-    if not formats:
-        raise ValueError("formats is empty; expected names of Pillow's formats")
+    formats = _known(formats)
+    checks.at_least("max_pixels", max_pixels, 1)
+    if seconds is not None:
+        checks.positive("seconds", seconds)
     _require_form(image_size, channels, resize, interpolation)
     try:
-        with Image.open(pictures.timed(encoded, seconds), formats=tuple(formats)) as picture:
+        with Image.open(pictures.timed(encoded, seconds), formats=formats) as picture:
             # The header is trusted no further than to refuse: nothing is decoded yet.
             _require_size(picture, resize or image_size, max_pixels)
             pictures.require_few_scans(picture, encoded, max_pixels)
@@ -187,7 +189,7 @@ def decode(
         raise ImageTooLarge(str(error)) from error
     except UnidentifiedImageError as error:
         # Pillow names an object in memory here.
-        kinds = f"{', '.join(formats[:-1])} or {formats[-1]}"
+        kinds = " or ".join(filter(None, (", ".join(formats[:-1]), formats[-1])))
         raise ValueError(f"it is no {kinds} image{pictures.missing_decoder(encoded)}") from error
     except Exception as error:
         # A hostile file can make Pillow raise anything.
@@ -282,6 +284,20 @@ def fit(
         left, top = (round((side - image_size) / 2) for side in picture.size)
         picture = picture.crop((left, top, left + image_size, top + image_size))
     return np.asarray(picture).reshape(image_size, image_size, channels)
+
+
+def _known(formats: Sequence[str]) -> tuple[str, ...]:
+    """Raises unless these are names of formats that Pillow knows, one at least."""
+    names = tuple(checks.several("formats", formats, "names of Pillow's formats"))
+    for name in names:
+        # Our own are no mistake, even where Pillow was built without one of them.
+        if checks.text("formats", name).upper() not in {*FORMATS, *Image.OPEN}:
+            # Not all formats are known from the start.
+            Image.init()
+            checks.choice("formats", name.upper(), tuple(Image.OPEN))
+    if not names:
+        raise ValueError("formats is empty; expected names of Pillow's formats")
+    return names
 
 
 def _require_form(

@@ -658,8 +658,9 @@ def _training_batches(
 
 def _batches(name: str, given: Iterable[LabelledImages | Any]) -> Iterator[Batch]:
     """What a user gives as batches of one shape, the smaller ones padded."""
-    size, shape = 0, ()
+    size, shape, given_any = 0, (), False
     for item in given:
+        given_any = True
         if isinstance(item, Batch):
             yield item
             continue
@@ -688,6 +689,8 @@ def _batches(name: str, given: Iterable[LabelledImages | Any]) -> Iterator[Batch
         with checks.room(name, images.shape), np.errstate(over="ignore"):
             batch = _batch(images.astype(np.float32), labels, size)
         yield batch
+    if not given_any:
+        raise ValueError(f"{name} is empty; expected at least one batch")
 
 
 def _batch(images: np.ndarray, labels: np.ndarray, size: int) -> Batch:
