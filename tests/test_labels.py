@@ -1,6 +1,6 @@
 """Labels that are no classes are refused with their set and row; poor accuracy is said."""
 
-import logging
+import warnings
 
 import numpy as np
 import pytest
@@ -83,19 +83,17 @@ def test_labels_that_are_known_when_they_are_read():
         accuracy("test", logits, np.arange(24) % 4 + 1)
 
 
-def test_poor_accuracy_is_said(caplog):
+@pytest.mark.filterwarnings("error")
+def test_poor_accuracy_is_said():
     logits = np.eye(10, dtype=np.float32)[np.arange(100) % 10]
     labels = np.arange(100) % 10
     assert accuracy("the set test", logits, labels) == 1.0
-    assert not caplog.records
     # As many as guessing finds, fewer, and as images in another range gave.
     for shift, share in ((90, 0.1), (100, 0.0), (75, 0.25)):
-        caplog.clear()
         wrong = np.where(np.arange(100) < shift, (labels + 1) % 10, labels)
-        with caplog.at_level(logging.WARNING):
+        said = rf"right on {share:.3f} of the set test \(chance: 0.100\)"
+        with pytest.warns(UserWarning, match=said):
             assert accuracy("the set test", logits, wrong) == share
-        (record,) = caplog.records
-        assert f"right on {share:.3f} of the set test (chance: 0.100)" in record.getMessage()
 
 
 @pytest.mark.parametrize(
@@ -106,7 +104,10 @@ def test_poor_accuracy_is_said(caplog):
     ],
 )
 def test_what_is_poor(right, count, classes, poor):
-    assert warn_of_chance("x", right, count, classes) is poor
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert warn_of_chance("x", right, count, classes) is poor
+    assert len(said) == poor
 
 
 @pytest.mark.parametrize("label", [2**32 + 1, 2**31, -(2**31) - 1, 2**63])

@@ -13,7 +13,17 @@ from grood_jax import detectors
 from grood_jax.conformal import calibration
 from grood_jax.data import Batch
 from grood_jax.deploying.ood_classifier import OODClassifier
-from grood_jax.detectors import Detector, combine, energy, gram, grood, msp, odin
+from grood_jax.detectors import (
+    Detector,
+    Training,
+    combine,
+    energy,
+    gram,
+    grood,
+    msp,
+    odin,
+    temperature_scaling,
+)
 from grood_jax.evaluation import fitting
 from grood_jax.support.errors import UserError
 
@@ -50,6 +60,20 @@ def test_scores_are_those_of_the_harness(fitted):
     found = fitted.predict(fresh)
     np.testing.assert_allclose(found.score, expected, rtol=1e-4, atol=1e-7)
     np.testing.assert_array_equal(found.label, np.asarray(outputs.logits).argmax(axis=1))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_temperature_is_fitted_on_id_validation_images(key):
+    held_in = tiny.pairs(40, 9)
+    made = fit(temperature_scaling(), key, id_validation=held_in)
+    images, labels = (np.concatenate(parts) for parts in zip(*held_in, strict=True))
+    outputs = tiny.backbone()(images)
+    training = Training(outputs, jnp.asarray(labels, jnp.int32))
+    # The same outputs, as if they were those of the training set.
+    expected = temperature_scaling().fit(training, key).temperature
+    np.testing.assert_allclose(made.state.temperature, expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="training.id_validation.labels holds -1"):
+        fit(temperature_scaling(), key, id_validation=[tiny.images(4, 1)])
 
 
 def test_decisions_follow_from_the_calibration_scores(fitted):
@@ -253,7 +277,7 @@ def test_outputs_that_are_not_finite_are_refused(key):
         ({"target_tpr": "0.9"}, TypeError, "target_tpr is '0.9'"),
         ({"per_class": 1}, TypeError, "per_class is 1"),
         ({"calibration": [tiny.images(18, 1)]}, UserError, "18 images; .* at least 19"),
-        ({"calibration": []}, ValueError, "batches is empty"),
+        ({"calibration": []}, ValueError, "calibration is empty; expected at least one batch"),
         ({"calibration": [np.zeros((2, 4, 4), np.float32)]}, TypeError, "calibration holds images"),
         (
             {"calibration": [tiny.images(30, 1), tiny.images(30, 1)[:, :3]]},

@@ -148,6 +148,19 @@ def test_options_are_chosen_on_openoods_own_validation_images(openood_data):
     assert [len(images) for images in (data.id_validation, data.validation, data.test)] == [50] * 3
 
 
+def test_id_validation_images_are_opened_where_they_are_asked_for(openood_data):
+    given = {"data_dir": openood_data, "ood": False, "limit": 50}
+    cifar10 = benchmarks.get("cifar10")
+    data = benchmarks.open_benchmark(cifar10, id_validation=True, **given)
+    assert data.id_validation is not None and "val_cifar10" in data.id_validation.source
+    assert len(data.test) == len(data.id_validation) == 50
+    assert benchmarks.open_benchmark(cifar10, **given).id_validation is None
+    # A benchmark without such a set keeps its whole test set.
+    without = replace(cifar10, id_validation=None)
+    whole = benchmarks.open_benchmark(without, id_validation=True, **given)
+    assert whole.id_validation is None and len(whole.test) == 50
+
+
 def test_the_full_spectrum(openood_data):
     benchmark = benchmarks.get("cifar10")
     with pytest.raises(UserError, match="cifar10_c is missing .looked for .*test_cifar10c.txt"):

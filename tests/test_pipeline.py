@@ -14,7 +14,7 @@ from grood_jax.backbone.outputs import Outputs
 from grood_jax.benchmarks import Benchmark
 from grood_jax.deploying import pipeline as deploying
 from grood_jax.deploying.pipeline import FitConfig
-from grood_jax.detectors import Detector
+from grood_jax.detectors import Detector, Training, create
 from grood_jax.evaluation import fitting, pipeline, results
 from grood_jax.evaluation.pipeline import Failures, Passed, Scored
 from grood_jax.evaluation.setting import EvalConfig, Setting
@@ -113,6 +113,23 @@ def test_options_are_chosen_by_validation_sets(saved):
     assert chosen.values["k"] in ks and chosen.tried == len(ks)
     made = pipeline.fit(preparing, tried, {"knn": chosen}, Failures())
     assert made.detectors["knn"].detector.options["k"] == chosen.values["k"]
+
+
+def test_id_validation_outputs_reach_the_detectors_that_ask_for_them(saved):
+    tried = create_candidates(("temperature_scaling", "msp", "msp+temperature_scaling"), False)
+    config = EvalConfig(checkpoint=saved, limit=60, search=True)
+    own = opened(config, tried, [])
+    preparing = pipeline.pass_training_set(own, tried)
+    assert preparing.id_validation is not None and own.data.id_validation is not None
+    outputs, labels = preparing.id_validation
+    assert len(labels) == len(own.data.id_validation) == 6
+    alone = preparing.fit("temperature_scaling", tried["temperature_scaling"][0]).state
+    as_training = Training(outputs, labels)
+    expected = create("temperature_scaling").fit(as_training, jax.random.key(0))
+    np.testing.assert_array_equal(alone.temperature, expected.temperature)
+    joined = preparing.fit("both", tried["msp+temperature_scaling"][0]).state
+    np.testing.assert_array_equal(joined.states[1].temperature, expected.temperature)
+    assert pipeline.pass_training_set(own, create_candidates(("msp",), False)).id_validation is None
 
 
 def test_the_test_sets_are_passed(passed):

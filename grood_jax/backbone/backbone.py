@@ -215,6 +215,7 @@ class Backbone:
 
         Raises:
           TypeError: ``images`` are neither.
+          ValueError: ``images`` are no array.
         """
         if not self.takes_bytes or getattr(images, "dtype", None) != np.uint8:
             return _floating("images", images)
@@ -238,8 +239,8 @@ class Backbone:
 
         Raises:
           TypeError: as `normalized`.
-          ValueError: ``early`` returned anything but an array (B, ...), or the model runs in
-            training mode.
+          ValueError: as `normalized`; ``early`` returned anything but an array (B, ...), or the
+            model runs in training mode.
         """
         images = self.normalized(images)
         returned = self.early(self.arrays, images)
@@ -258,8 +259,8 @@ class Backbone:
 
         Raises:
           TypeError: ``hidden`` are not floating-point.
-          ValueError: ``late`` returned anything but features (B, D) and logits (B, C), or the
-            model runs in training mode.
+          ValueError: ``hidden`` are no array, ``late`` returned anything but features (B, D) and
+            logits (B, C), or the model runs in training mode.
         """
         hidden = _floating("hidden", hidden)
         returned = self.late(self.arrays, hidden)
@@ -285,8 +286,8 @@ class Backbone:
 
         Raises:
           TypeError: as `normalized`.
-          ValueError: the backbone has no ``layers``, they returned anything but a tuple of arrays
-            (B, …, C_l), or the model runs in training mode.
+          ValueError: as `normalized`; the backbone has no ``layers``, they returned anything but a
+            tuple of arrays (B, …, C_l), or the model runs in training mode.
         """
         if self.layers is None:
             raise ValueError("layers is None; expected a function of arrays and images")
@@ -318,11 +319,13 @@ def require_backbone(backbone: Any) -> Backbone:
 
 
 def _checked_std(input_std: Sequence[float]) -> tuple[float, ...]:
-    return tuple(checks.positive("input_std", value) for value in input_std)
+    values = checks.several("input_std", input_std, "a number for each channel")
+    return tuple(checks.positive("input_std", value) for value in values)
 
 
 def _checked_mean(input_mean: Sequence[float]) -> tuple[float, ...]:
-    return tuple(checks.number("input_mean", value) for value in input_mean)
+    values = checks.several("input_mean", input_mean, "a number for each channel")
+    return tuple(checks.number("input_mean", value) for value in values)
 
 
 def _floating(name: str, array: Any) -> Array:

@@ -42,6 +42,7 @@ def check_name(dataset: str) -> str:
     """A name that `get` knows, or the path of a file, as it is.
 
     Raises:
+      TypeError: it is no string.
       ValueError: it is neither.
     """
     return dataset if _is_path(dataset) else checks.choice("dataset", dataset, names())
@@ -51,6 +52,7 @@ def get(dataset: str) -> Benchmark:
     """The benchmark of that name, or the one that a TOML or Python file describes.
 
     Raises:
+      TypeError: ``dataset`` is no string.
       ValueError: there is none of that name.
       UserError: the file is not there, or describes no benchmark.
     """
@@ -58,4 +60,4 @@ def get(dataset: str) -> Benchmark:
 
 
 def _is_path(dataset: str) -> bool:
-    return dataset.endswith(SUFFIXES)
+    return checks.text("dataset", dataset).endswith(SUFFIXES)

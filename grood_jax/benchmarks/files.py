@@ -13,9 +13,9 @@ from grood_jax.data.finding import SetSpec, Source
 from grood_jax.data.folders import FolderSource, ImageListSource
 from grood_jax.data.npz import NpzSource
 from grood_jax.data.preprocessing import Preprocessing
-from grood_jax.data.tfds import TfdsSource, first_line
+from grood_jax.data.tfds import TfdsSource
 from grood_jax.support import checks
-from grood_jax.support.errors import UserError
+from grood_jax.support.errors import UserError, first_line
 
 SUFFIXES = (".toml", ".py")
 
@@ -41,10 +41,15 @@ def read_benchmark(path: Path) -> Benchmark:
       path: a file that ends in .toml or .py.
 
     Raises:
+      TypeError: ``path`` is no path.
       UserError: it cannot be read, or a key is missing, unknown or of the wrong kind.
     """
-    path = path.expanduser()
-    if not path.is_file():
+    path = checks.path("path", path).expanduser()
+    try:
+        there = path.is_file()
+    except OSError as error:
+        raise UserError(f"dataset is {str(path)!r}; {error.strerror}") from error
+    if not there:
         raise UserError(f"dataset is {str(path)!r}; there is no such file")
     try:
         made = _run(path) if path.suffix == ".py" else _described(path)

@@ -31,7 +31,8 @@ class OpenBenchmark:
       ood: OOD test sets by name, each with its group.
       shifted: sets of the same classes that count as in distribution, if asked for, by name.
       id_validation: images of the training classes for choosing options, if asked for: the
-        benchmark's own, or else every tenth test image, which is not in ``test`` then.
+        benchmark's own, or else, to search options, every tenth test image, which is not in
+        ``test`` then.
       validation: held-out OOD images, if asked for and there are any.
       skipped: names of the sets that were missing and left out.
     """
@@ -69,6 +70,7 @@ def open_benchmark(
     download: bool = False,
     validation: bool = False,
     search: bool = False,
+    id_validation: bool = False,
     ood: bool = True,
     full_spectrum: bool = False,
     limit: int | None = None,
@@ -88,6 +90,7 @@ def open_benchmark(
       download: prepare missing sets that tensorflow-datasets knows.
       validation: open the held-out OOD images too.
       search: open the validation sets, ID and OOD, by which options are chosen.
+      id_validation: open the benchmark's ID validation set, if it has one and that is there.
       ood: open the OOD test sets.
       full_spectrum: open the shifted sets.
       limit: at most this many images of each set.
@@ -96,6 +99,7 @@ def open_benchmark(
       say: takes a line on what lies in folders and is left out of their sets; stderr by default.
 
     Raises:
+      TypeError: ``data_dir`` is no path, or a number of the wrong type.
       UserError: sets are missing or damaged; each is named, with where it was looked for and how
         to get it. Or the benchmark has no set of the kind that is asked for.
       ValueError: limit below 1, or a share that is none.
@@ -106,7 +110,7 @@ def open_benchmark(
     validation = validation or search
     _require_kinds(benchmark, validation, search, full_spectrum)
     wanted = _wanted(benchmark, ood, full_spectrum, validation)
-    folder = (data_dir or benchmark.data_dir or default_data_dir()).expanduser()
+    folder = _folder(data_dir or benchmark.data_dir or default_data_dir())
     size = preprocessing or benchmark.preprocessing
     opened = find_sets(
         list(wanted.values()),
@@ -129,8 +133,10 @@ def open_benchmark(
         if images is not None
     }
     test, held_in = found["test"], None
-    if search:
-        test, held_in = _validation(benchmark, test, folder, size, source, limit)
+    if search or id_validation:
+        held_in = _id_validation(benchmark, folder, size, source, limit)
+    if search and held_in is None:
+        test, held_in = _divided(test)
     return OpenBenchmark(
         _share(found["train"], train_share, seed),
         test,
@@ -140,6 +146,16 @@ def open_benchmark(
         found.get("validation"),
         tuple(wanted[key].spec.name for key in wanted if key not in found),
     )
+
+
+def _folder(data_dir: Path) -> Path:
+    """Where sets are looked for; it need not be there."""
+    folder = checks.path("data_dir", data_dir).expanduser()
+    try:
+        folder.exists()
+    except OSError as error:
+        raise UserError(f"data_dir is {str(folder)!r}; {error.strerror}") from error
+    return folder
 
 
 def _require_kinds(
@@ -226,23 +242,28 @@ def require_labels(title: str, images: ImageSet, num_classes: int) -> None:
         raise UserError(str(error)) from error
 
 
-def _validation(
+def _id_validation(
     benchmark: Benchmark,
-    test: ImageSet,
     data_dir: Path,
     preprocessing: Preprocessing,
     source: Kind | None,
     limit: int | None,
-) -> tuple[ImageSet, ImageSet]:
-    """The test set without what is held out of it, if need be, and the ID validation set."""
-    if benchmark.id_validation is not None:
-        wanted = [Wanted(benchmark.id_validation.name, benchmark.id_validation, optional=True)]
-        (own,) = find_sets(
-            wanted, data_dir, preprocessing, download=False, skip_missing=True, source=source
-        )
-        if own is not None:
-            require_labels(f"{own.name} (ID validation)", own, benchmark.num_classes)
-            return test, _limited(own, limit)
+) -> ImageSet | None:
+    """The benchmark's own ID validation set, if it has one and that is there."""
+    if benchmark.id_validation is None:
+        return None
+    wanted = [Wanted(benchmark.id_validation.name, benchmark.id_validation, optional=True)]
+    (own,) = find_sets(
+        wanted, data_dir, preprocessing, download=False, skip_missing=True, source=source
+    )
+    if own is None:
+        return None
+    require_labels(f"{own.name} (ID validation)", own, benchmark.num_classes)
+    return _limited(own, limit)
+
+
+def _divided(test: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """The test set without what is held out of it for validation, and that."""
     rows = np.arange(len(test))
     held_out = rows % VALIDATION_EVERY == 0
     return (

@@ -1,21 +1,19 @@
 """What the command lines share: exit statuses and one clear line for what a user can mend."""
 
 import contextlib
-import functools
 import io
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import ParamSpec, TextIO, TypeVar
+from typing import TextIO, TypeVar
 
 from grood_jax.cli.compiled import keep_compiled
 from grood_jax.support import missing
 from grood_jax.support.errors import UserError
 from grood_jax.support.progress import tell
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -24,7 +22,7 @@ def parse(default: T, module: str, description: str, argv: Sequence[str] | None)
 
     Args:
       default: the configuration where the command line says nothing.
-      module: the module that is run, for the help.
+      module: the module that is run, or "grood COMMAND", for the help.
       description: what the command does, for the help.
       argv: the arguments; those of the process by default.
 
@@ -38,7 +36,7 @@ def parse(default: T, module: str, description: str, argv: Sequence[str] | None)
         with contextlib.redirect_stderr(said):
             return tyro.cli(
                 type(default),
-                prog=f"python -m {module}",
+                prog=module if module.startswith("grood ") else f"python -m {module}",
                 description=" ".join(description.split()),
                 default=default,
                 args=argv,
@@ -51,19 +49,6 @@ def parse(default: T, module: str, description: str, argv: Sequence[str] | None)
         if text:
             print("error:", text, file=sys.stderr)
         raise stop
-
-
-def says(run: Callable[P, T]) -> Callable[P, T]:
-    """Lets what takes lines of progress, ``say``, be given by its earlier name, ``report``."""
-
-    @functools.wraps(run)
-    def renamed(*args: P.args, **options: P.kwargs) -> T:
-        if "report" in options:
-            warnings.warn("report= is called say= now", DeprecationWarning, stacklevel=2)
-            options["say"] = options.pop("report")
-        return run(*args, **options)
-
-    return renamed
 
 
 def status(work: Callable[[], object]) -> int:

@@ -15,9 +15,9 @@ import tyro
 from grood_jax.cli import command
 from grood_jax.data.folders import files_in
 from grood_jax.data.preprocessing import decode
-from grood_jax.data.tfds import default_data_dir, first_line, quiet_tfds
-from grood_jax.support.errors import UserError
-from grood_jax.support.progress import tell
+from grood_jax.data.tfds import default_data_dir, quiet_tfds
+from grood_jax.support.errors import UserError, first_line
+from grood_jax.support.progress import says, tell
 
 DESCRIPTION = """Makes a prepared set (ArrayRecord, as tensorflow-datasets has it) of folders of
 images, without labels. The images are stored as they are and resized when they are read."""
@@ -40,7 +40,7 @@ class ConvertConfig:
     data_dir: Path | None = None
 
 
-@command.says
+@says
 def run(config: ConvertConfig, *, say: Callable[[str], None] = print) -> Path:
     """Writes the set.
 

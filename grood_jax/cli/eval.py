@@ -12,7 +12,7 @@ from grood_jax.evaluation.setting import EvalConfig
 from grood_jax.support import provenance
 from grood_jax.support.errors import UserError
 from grood_jax.support.files import require_directory
-from grood_jax.support.progress import tell
+from grood_jax.support.progress import says, tell
 
 if TYPE_CHECKING:
     import grood_jax.passes.processes
@@ -24,7 +24,7 @@ writes results.json: AUROC, FPR@95 and AUPR as fractions, from scores that are h
 Detectors and their options, with defaults: """
 
 
-@command.says
+@says
 def run(
     config: EvalConfig,
     *,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from grood_jax.cli import command
 from grood_jax.deploying.setting import FitConfig
 from grood_jax.support.files import require_directory
-from grood_jax.support.progress import tell
+from grood_jax.support.progress import says, tell
 
 if TYPE_CHECKING:
     import grood_jax.deploying.deployment
@@ -17,7 +17,7 @@ benchmark's test set, and writes all of it into one directory, for python -m gro
 python -m grood_jax.serve. The other test images check what is promised."""
 
 
-@command.says
+@says
 def run(
     config: FitConfig, *, say: Callable[[str], None] = print, show_progress: bool = False
 ) -> "grood_jax.deploying.deployment.Deployment":

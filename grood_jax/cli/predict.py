@@ -20,10 +20,10 @@ from grood_jax.cli import command
 from grood_jax.data import Preprocessing, pictures
 from grood_jax.data.folders import AGAIN, OTHERS, files_in
 from grood_jax.data.npz import stored_array
-from grood_jax.data.tfds import first_line
 from grood_jax.support import checks, npz, progress
-from grood_jax.support.errors import UserError
+from grood_jax.support.errors import UserError, first_line
 from grood_jax.support.files import open_regular
+from grood_jax.support.progress import says
 
 if TYPE_CHECKING:
     import grood_jax.deploying.deployment
@@ -69,6 +69,7 @@ class PredictConfig:
         """Checks the ranges.
 
         Raises:
+          TypeError: an option of the wrong type.
           ValueError: an option outside its range.
         """
         checks.at_least("batch_size", self.batch_size, 1)
@@ -76,7 +77,7 @@ class PredictConfig:
             raise ValueError(f"fdr is {self.fdr}; expected a number in (0, 1)")
 
 
-@command.says
+@says
 def run(
     config: PredictConfig,
     *,

@@ -48,6 +48,7 @@ class ServeConfig:
         """Checks the port.
 
         Raises:
+          TypeError: the port is no integer.
           ValueError: there is no such port.
         """
         if checks.at_least("port", self.port, 0) > 65535:

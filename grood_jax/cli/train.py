@@ -12,7 +12,7 @@ from grood_jax import benchmarks, models
 from grood_jax.cli import command
 from grood_jax.data.finding import Kind
 from grood_jax.support import checks
-from grood_jax.support.progress import tell
+from grood_jax.support.progress import says, tell
 from grood_jax.training.options import TrainOptions, recipe
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class TrainConfig:
         """Checks the ranges.
 
         Raises:
+          TypeError: an option of the wrong type.
           ValueError: an option outside its range.
         """
         benchmarks.check_name(self.dataset)
@@ -57,7 +58,7 @@ class TrainConfig:
             checks.at_least("limit", self.limit, 1)
 
 
-@command.says
+@says
 def run(
     config: TrainConfig, *, say: Callable[[str], None] = print, show_progress: bool = False
 ) -> "grood_jax.storage.checkpoints.Loaded":

@@ -210,21 +210,23 @@ class DriftMonitor:
         """Writes the monitor as JSON; a file that is there is replaced by a whole one or stays.
 
         Raises:
+          TypeError: ``path`` is none.
           UserError: it cannot be written.
         """
         state = {field.name: getattr(self.state, field.name) for field in fields(DriftState)}
         about = {"false_alarm_rate": self.false_alarm_rate, "alarm_at": self.alarm_at}
-        manifests.write_file(Path(path), KIND, about, state)
+        manifests.write_file(checks.path("path", path), KIND, about, state)
 
     @classmethod
     def load(cls, path: str | Path) -> "DriftMonitor":
         """Reads a monitor; it goes on as the one that was saved would, to the bit.
 
         Raises:
+          TypeError: ``path`` is none.
           UserError: there is no such file, it is damaged or no monitor's, or its format is newer.
         """
         place = str(path)
-        contents = manifests.read_file(Path(path), KIND, HOW_TO_MAKE)
+        contents = manifests.read_file(checks.path("path", path), KIND, HOW_TO_MAKE)
         earlier = contents["format"] < manifests.FORMAT
         about, state = (_earlier if earlier else _today)(contents, place)
         with manifests.described(KIND, place):

@@ -14,6 +14,9 @@ from grood_jax.data.preprocessing import Preprocessing
 from grood_jax.data.sets import ImageSet, UnreadableImage
 from grood_jax.support import checks, progress
 
+MOST_ROWS = 2**31 - 1
+"""Of a batch."""
+
 AHEAD = 2
 """Batches that are read while the caller works on one."""
 
@@ -75,12 +78,13 @@ def batches(
         `grood_jax.backbone.backbone.Backbone.normalized` does it in the compiled pass.
 
     Raises:
+      TypeError: batch_size, workers or an index is no integer.
       ValueError: batch_size or workers below 1, or an index outside the set.
       UnreadableImage: as it is met, see ``on_unreadable``.
     """
-    checks.at_least("batch_size", batch_size, 1)
+    checks.at_least("batch_size", batch_size, 1, MOST_ROWS)
     workers = default_workers() if workers is None else checks.at_least("workers", workers, 1)
-    chosen = np.arange(len(images)) if indices is None else np.asarray(indices)
+    chosen = np.arange(len(images)) if indices is None else _indices(indices)
     if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(images)):
         raise ValueError(
             f"indices run from {chosen.min()} to {chosen.max()}; expected 0 to {len(images) - 1}"
@@ -88,6 +92,16 @@ def batches(
     return _generate(
         images, preprocessing, batch_size, chosen, description, workers, on_unreadable, normalize
     )
+
+
+def _indices(given: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Raises unless these are integers (N,); an empty list is of any type."""
+    array = np.asarray(checks.array_of("indices", given))
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"indices has dtype {array.dtype}; expected integers (N,)")
+    if array.ndim != 1:
+        raise ValueError(f"indices has shape {array.shape}; expected (N,)")
+    return array
 
 
 def read_readable(

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from grood_jax.data.tfds import first_line, quiet_tfds
-from grood_jax.support.errors import UserError
+from grood_jax.data.tfds import quiet_tfds
+from grood_jax.support.errors import UserError, first_line
 
 CONNECT_SECONDS = 4.0
 """How long a host, or a proxy before it, has to accept a connection."""

@@ -18,8 +18,7 @@ from grood_jax.data.sets import (
     array_bytes,
     fingerprint_of_files,
 )
-from grood_jax.data.tfds import first_line
-from grood_jax.support.errors import UserError
+from grood_jax.support.errors import UserError, first_line
 
 SHOWN = 3
 """Files that a message names of those that are left out."""

@@ -18,9 +18,8 @@ from grood_jax.data.sets import (
     array_bytes,
     fingerprint_of_files,
 )
-from grood_jax.data.tfds import first_line
 from grood_jax.support import npz
-from grood_jax.support.errors import UserError
+from grood_jax.support.errors import UserError, first_line
 
 
 @dataclass(frozen=True)

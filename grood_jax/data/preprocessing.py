@@ -61,7 +61,8 @@ class Preprocessing:
         if self.channels not in (1, 3):
             raise ValueError(f"channels is {self.channels!r}; expected 1 or 3")
         for name in ("mean", "std"):
-            values = getattr(self, name)
+            values = checks.several(name, getattr(self, name), "a number for each channel")
+            values = [checks.real(name, value) for value in values]
             if len(values) != self.channels or not all(map(math.isfinite, values)):
                 raise ValueError(f"{name} is {values}; expected {self.channels} finite numbers")
         if min(self.std) <= 0:
@@ -156,12 +157,21 @@ def decode(
       (image_size, image_size, channels) uint8.
 
     Raises:
+      TypeError: ``encoded`` is no bytes, or a number of the wrong type.
       ImageTooLarge: it has too many pixels, is a JPEG of too many scans, by whatever name, or
         takes too long.
-      ValueError: the bytes are no whole image of one of the formats.
+      ValueError: the bytes are no whole image of one of the formats, of which there is none, or a
+        size, number of channels or interpolation that is none.
     """
+    if not isinstance(encoded, bytes | bytearray | memoryview):
+        raise TypeError(f"encoded is a {type(encoded).__name__}; expected bytes")
+    formats = _known(formats)
+    checks.at_least("max_pixels", max_pixels, 1)
+    if seconds is not None:
+        checks.positive("seconds", seconds)
+    _require_form(image_size, channels, resize, interpolation)
     try:
-        with Image.open(pictures.timed(encoded, seconds), formats=tuple(formats)) as picture:
+        with Image.open(pictures.timed(encoded, seconds), formats=formats) as picture:
             # The header is trusted no further than to refuse: nothing is decoded yet.
             _require_size(picture, resize or image_size, max_pixels)
             pictures.require_few_scans(picture, encoded, max_pixels)
@@ -179,7 +189,7 @@ def decode(
         raise ImageTooLarge(str(error)) from error
     except UnidentifiedImageError as error:
         # Pillow names an object in memory here.
-        kinds = f"{', '.join(formats[:-1])} or {formats[-1]}"
+        kinds = " or ".join(filter(None, (", ".join(formats[:-1]), formats[-1])))
         raise ValueError(f"it is no {kinds} image{pictures.missing_decoder(encoded)}") from error
     except Exception as error:
         # A hostile file can make Pillow raise anything.
@@ -197,9 +207,12 @@ def fit_pixels(
     """`fit` for an image held in memory, grey or RGB; one of the size wanted is left as it is.
 
     Raises:
-      TypeError: it does not hold bytes.
-      ValueError: it has another shape, no pixels, or too many, as for `fit`.
+      TypeError: it does not hold bytes, or a number is no integer.
+      ValueError: it has another shape, no pixels, or too many, as for `fit`; or a size, number of
+        channels or interpolation that is none.
     """
+    _require_form(image_size, channels, resize, interpolation)
+    pixels = np.asarray(checks.array_of("pixels", pixels))
     if pixels.dtype != np.uint8:
         raise TypeError(f"pixels has dtype {pixels.dtype}; expected uint8")
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
@@ -271,6 +284,33 @@ def fit(
         left, top = (round((side - image_size) / 2) for side in picture.size)
         picture = picture.crop((left, top, left + image_size, top + image_size))
     return np.asarray(picture).reshape(image_size, image_size, channels)
+
+
+def _known(formats: Sequence[str]) -> tuple[str, ...]:
+    """Raises unless these are names of formats that Pillow knows, one at least."""
+    names = tuple(checks.several("formats", formats, "names of Pillow's formats"))
+    for name in names:
+        # Our own are no mistake, even where Pillow was built without one of them.
+        if checks.text("formats", name).upper() not in {*FORMATS, *Image.OPEN}:
+            # Not all formats are known from the start.
+            Image.init()
+            checks.choice("formats", name.upper(), tuple(Image.OPEN))
+    if not names:
+        raise ValueError("formats is empty; expected names of Pillow's formats")
+    return names
+
+
+def _require_form(
+    image_size: int, channels: int, resize: int | None, interpolation: Interpolation
+) -> None:
+    """Raises unless an image can be brought to this form, as the constructor of `Preprocessing`."""
+    checks.at_least("image_size", image_size, 1, math.isqrt(MAX_PIXELS))
+    checks.at_least("channels", channels, 1)
+    if channels not in (1, 3):
+        raise ValueError(f"channels is {channels}; expected 1 or 3")
+    if resize is not None:
+        checks.at_least("resize", resize, 1, 2**31 - 1)
+    checks.choice("interpolation", interpolation, get_args(Interpolation))
 
 
 def _require_size(picture: Image.Image, resize: int, max_pixels: int) -> None:

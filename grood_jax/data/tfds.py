@@ -17,7 +17,7 @@ from jaxtyping import Int, UInt8
 from grood_jax.data.preprocessing import Preprocessing
 from grood_jax.data.sets import Fingerprint, UnreadableImage, fingerprint_of_files
 from grood_jax.support import checks
-from grood_jax.support.errors import UserError
+from grood_jax.support.errors import UserError, first_line
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
@@ -179,12 +179,6 @@ class TfdsSource:
 def default_data_dir() -> Path:
     """Where tensorflow-datasets keeps data unless told otherwise."""
     return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 @contextlib.contextmanager

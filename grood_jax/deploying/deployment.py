@@ -12,6 +12,7 @@ from grood_jax.deploying.ood_classifier import HOW_TO_MAKE, KIND, OODClassifier,
 from grood_jax.models import Staged
 from grood_jax.storage import checkpoints, saving
 from grood_jax.storage.checkpoints import ModelSpec
+from grood_jax.support import checks
 from grood_jax.support import manifest as manifests
 from grood_jax.support.errors import UserError
 from grood_jax.support.structures import put_together, take_apart
@@ -92,8 +93,10 @@ def load(path: str | Path) -> Deployment:
     """Reads what `Deployment.save` wrote.
 
     Raises:
+      TypeError: ``path`` is none.
       UserError: there is none, it has no network, or as `OODClassifier.load`.
     """
+    path = checks.path("path", path)
     about, arrays = saving.load(path, KIND, HOW_TO_MAKE)
     network = about.get("network")
     if network is None:
@@ -102,11 +105,11 @@ def load(path: str | Path) -> Deployment:
             "python -m grood_jax.fit"
         )
     with manifests.described("network", path):
-        spec = checkpoints.spec_of(Path(path), network["spec"])
+        spec = checkpoints.spec_of(path, network["spec"])
         model = checkpoints.model_of(spec, put_together(network["arrays"], arrays))
         backbone = backbone_of(model, spec, network["cut"])
         class_names = tuple(map(str, network["class_names"]))
-        classifier = OODClassifier.put_together(Path(path), about, arrays, backbone)
+        classifier = OODClassifier.put_together(path, about, arrays, backbone)
         if len(class_names) != classifier.num_classes:
             raise UserError(f"{path} names {len(class_names)} of {classifier.num_classes} classes")
     return Deployment(classifier, model, spec, network["cut"], class_names)

@@ -147,6 +147,7 @@ class OODClassifier:
         per_class: bool = False,
         noise: Callable[[int, Array], Iterable[Batch]] | None = None,
         validation: Callable[[], Iterable[Batch]] | None = None,
+        id_validation: Iterable[LabelledImages] | None = None,
     ) -> "OODClassifier":
         """Fits a detector and sets its threshold.
 
@@ -169,6 +170,9 @@ class OODClassifier:
             calibration images then flags nothing.
           noise: as for `grood_jax.evaluation.fitting.prepare`.
           validation: as for `grood_jax.evaluation.fitting.prepare`.
+          id_validation: labelled ID images, as batches or pairs, for detectors that are better
+            fitted with what the network was not trained on, `temperature_scaling` for example;
+            none of ``calibration``'s, or what is promised does not hold.
 
         Raises:
           TypeError: an argument of the wrong type; ``train_batches`` can be read only once.
@@ -183,6 +187,7 @@ class OODClassifier:
             raise TypeError(
                 f"detector is {detector!r}; expected a Detector, as detectors.create makes it"
             )
+        checks.several("calibration", calibration, "batches, pairs or images")
         train = _training_batches(train_batches)
         fitter = fitting.prepare(
             backbone,
@@ -191,6 +196,9 @@ class OODClassifier:
             key=key,
             noise=noise,
             validation=validation,
+            id_validation=None
+            if id_validation is None
+            else lambda: extract_labelled(backbone, _batches("id_validation", id_validation)),
         )
         fitted = fitting.fit_all(fitter, {detector.name: detector})
         state = fitted.detectors[detector.name].state
@@ -313,11 +321,13 @@ class OODClassifier:
         Killed at any moment, it leaves the earlier one or the new one whole.
 
         Raises:
+          TypeError: ``path`` is none.
           UserError: the directory cannot be written to or holds something else, or the detector
             is not known by name.
         """
+        directory = checks.path("path", path)
         arrays, about = self.take_apart()
-        saving.save(Path(path), KIND, arrays, about)
+        saving.save(directory, KIND, arrays, about)
 
     @classmethod
     def load(cls, path: str | Path, backbone: Backbone) -> "OODClassifier":
@@ -328,11 +338,14 @@ class OODClassifier:
           backbone: the classifier that it was fitted on.
 
         Raises:
+          TypeError: ``path`` is none, or ``backbone``.
           UserError: there is none, it is damaged, of a newer format, of another classifier, or of
             a detector that is not known here.
         """
-        about, arrays = saving.load(Path(path), KIND, HOW_TO_MAKE)
-        return cls.put_together(Path(path), about, arrays, backbone)
+        directory = checks.path("path", path)
+        require_backbone(backbone)
+        about, arrays = saving.load(directory, KIND, HOW_TO_MAKE)
+        return cls.put_together(directory, about, arrays, backbone)
 
     def export(
         self,
@@ -645,8 +658,9 @@ def _training_batches(
 
 def _batches(name: str, given: Iterable[LabelledImages | Any]) -> Iterator[Batch]:
     """What a user gives as batches of one shape, the smaller ones padded."""
-    size, shape = 0, ()
+    size, shape, given_any = 0, (), False
     for item in given:
+        given_any = True
         if isinstance(item, Batch):
             yield item
             continue
@@ -675,6 +689,8 @@ def _batches(name: str, given: Iterable[LabelledImages | Any]) -> Iterator[Batch
         with checks.room(name, images.shape), np.errstate(over="ignore"):
             batch = _batch(images.astype(np.float32), labels, size)
         yield batch
+    if not given_any:
+        raise ValueError(f"{name} is empty; expected at least one batch")
 
 
 def _batch(images: np.ndarray, labels: np.ndarray, size: int) -> Batch:

@@ -96,6 +96,7 @@ def open_sets(config: FitConfig, detector: Detector) -> tuple[Benchmark, OpenBen
         source=config.source,
         download=config.download,
         validation=isinstance(detector.ood, Validation),
+        id_validation=detector.id_validation,
         ood=False,
         limit=config.limit,
     )
@@ -140,6 +141,7 @@ def fit(config: FitConfig, detector: Detector, inputs: Inputs) -> Deployment:
       UserError: what the data made impossible.
     """
     loaded, read, data, benchmark = inputs.loaded, inputs.read, inputs.data, inputs.benchmark
+    held_in = data.id_validation
     classifier = explained(
         config.limit,
         lambda: OODClassifier.fit(
@@ -152,6 +154,7 @@ def fit(config: FitConfig, detector: Detector, inputs: Inputs) -> Deployment:
             per_class=config.per_class,
             noise=read.noise,
             validation=lambda: read(present(data.validation), "held-out OOD images"),
+            id_validation=None if held_in is None else read(held_in, "ID validation images"),
         ),
     )
     names = benchmark.class_names or tuple(map(str, range(benchmark.num_classes)))

@@ -30,6 +30,7 @@ class FitConfig(Setting):
         """Checks the ranges.
 
         Raises:
+          TypeError: an option of the wrong type.
           ValueError: an option outside its range.
         """
         super().__post_init__()

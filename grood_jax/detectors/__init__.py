@@ -135,9 +135,12 @@ def register(factory: Callable[..., Detector], name: str | None = None) -> None:
       name: the name, by default the factory's own.
 
     Raises:
+      TypeError: ``factory`` is no function, or ``name`` no string.
       ValueError: another factory has that name, or an option has no default.
     """
-    name = factory.__name__ if name is None else name
+    if not callable(factory):
+        raise TypeError(f"factory is {factory!r}; expected a function that makes a detector")
+    name = factory.__name__ if name is None else checks.text("name", name)
     if _factories.get(name, factory) is not factory:
         raise ValueError(f"detector {name!r} is registered already; choose another name")
     for option, parameter in inspect.signature(factory).parameters.items():
@@ -205,8 +208,10 @@ def rebuild(name: str, given: Mapping[str, Any]) -> Detector:
     """The detector that has this `Detector.name` and these `Detector.options`.
 
     Raises:
-      ValueError, TypeError: as `create`.
+      ValueError, TypeError: as `create`; ``given`` is no mapping of options by name.
     """
+    if not isinstance(given, Mapping) or not all(isinstance(option, str) for option in given):
+        raise TypeError(f"given is {given!r}; expected options by name")
     if name != "combine":
         return create(name, **given)
     members = [

@@ -77,6 +77,9 @@ class Training:
         detector has such.
       head: the class head's weights (D, C) and bias (C,), if the detector asks for them by
         `Detector.head`: ``logits = features @ weights + bias``.
+      id_validation: outputs of V images of the training classes that the network was not trained
+        on, and their classes, (V,) int32, if the detector asks for them by
+        `Detector.id_validation` and there are any.
     """
 
     outputs: Outputs
@@ -84,6 +87,7 @@ class Training:
     ood: Outputs | None = None
     mixed: Float[Array, "r k d"] | None = None
     head: tuple[Float[Array, "d c"], Float[Array, " c"]] | None = None
+    id_validation: tuple[Outputs, Int[Array, " v"]] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ class Detector:
 
     Attributes:
       name: the name it is created by.
-      fit: ``(Training, key) -> state``, a pytree. Raises ValueError where the outputs hold NaN or
+      fit: ``(Training, key) -> state``, a pytree. Raises TypeError where the key is no random key,
+        whether or not anything is drawn, and ValueError where the outputs hold NaN or
         infinite values (the row is named), a label is no class, ``fit_needs`` is not there, or the
         class head does not give the logits.
       score: ``(state, Outputs) -> (B,)`` float32, higher for more OOD; may be jitted if
@@ -107,6 +112,8 @@ class Detector:
       rows: ``(Training, key) -> row indices`` whose mixed copies it needs at fitting, mixed as
         ``needs`` says first.
       head: whether it needs the class head at fitting.
+      id_validation: whether it is better fitted with outputs of ID images that the network was not
+        trained on; there may be none.
       grid: values to try for some options, where a validation set chooses.
       fit_key: what ``fit`` depends on; detectors of one name and equal keys may share a fitted
         state. None: shared with no other.
@@ -122,6 +129,7 @@ class Detector:
     fit_needs: tuple[Need, ...] = ()
     rows: Callable[[Training, Array], Int[Array, " r"]] | None = None
     head: bool = False
+    id_validation: bool = False
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     fit_key: Hashable = None
     compiled: bool = True
@@ -152,7 +160,7 @@ def _checked_fit(
     @wraps(fit)
     def checked(training: Training, key: Array) -> Any:
         _require_needs(name, "training.outputs", training.outputs, needs)
-        return fit(_checked_training(training), key)
+        return fit(_checked_training(training), checks.key("key", key))
 
     vars(checked)["unchecked"] = fit
     return checked
@@ -204,7 +212,25 @@ def _checked_training(training: Training) -> Training:
         _require_finite("training.mixed", training.mixed)
     count, classes = training.outputs.logits.shape
     labels = checks.classes("training.labels", training.labels, classes, (count,))
-    return replace(training, labels=labels)
+    held_in = training.id_validation
+    if held_in is not None:
+        held_in = held_in[0], _validation_labels(*held_in, classes)
+    return replace(training, labels=labels, id_validation=held_in)
+
+
+def _validation_labels(
+    outputs: Outputs, labels: Int[Array, " v"], classes: int
+) -> Int[Array, " v"]:
+    """The labels of ID validation outputs, which must be finite, and of the training classes."""
+    name = "training.id_validation"
+    count, width = outputs.logits.shape
+    if not count or width != classes:
+        raise ValueError(
+            f"{name} has logits {(count, width)}; expected at least one row, of {classes} classes"
+        )
+    _require_finite(f"{name}.features", outputs.features)
+    _require_finite(f"{name}.logits", outputs.logits)
+    return checks.classes(f"{name}.labels", labels, classes, (count,))
 
 
 def _require_finite(name: str, array: Float[Array | np.ndarray, "n ..."]) -> None:

@@ -111,6 +111,7 @@ def combine(members: Sequence[Detector], *, how: How = "mean", held_out: float =
                 labels,
                 None if member.ood is None else training.ood,
                 head=training.head if member.head else None,
+                id_validation=training.id_validation if member.id_validation else None,
             )
             states.append(member.fit(own, own_key))
             calibration.append(_calibration(member.name, _scores(scorer, states[-1], apart)))
@@ -137,6 +138,7 @@ def combine(members: Sequence[Detector], *, how: How = "mean", held_out: float =
         # Held-out samples are scored too.
         fit_needs=tuple(sorted({*needs, *fit_needs})),
         head=any(member.head for member in members),
+        id_validation=any(member.id_validation for member in members),
         compiled=all(member.compiled for member in members),
     )
 

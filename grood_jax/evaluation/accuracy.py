@@ -1,7 +1,7 @@
 """The classifier's accuracy, and what it usually means where it is no better than chance."""
 
-import logging
 import math
+import warnings
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -31,7 +31,7 @@ def accuracy(name: str, logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray
 
 
 def warn_of_chance(name: str, right: int, count: int, num_classes: int) -> bool:
-    """Warns in the log where an accuracy is no better than guessing; returns whether it did.
+    """Warns where an accuracy is no better than guessing; returns whether it did.
 
     Guessing is right in one of C cases, give or take its deviation; a network that is right thrice
     as often, and in less than half of all cases, is hardly better. Of few samples nothing is said.
@@ -46,15 +46,13 @@ def warn_of_chance(name: str, right: int, count: int, num_classes: int) -> bool:
     deviation = math.sqrt(chance * (1 - chance) / max(1, count))
     poor = count >= FEW and right / count < max(chance + 2 * deviation, min(0.5, 3 * chance))
     if poor:
-        logging.getLogger(__name__).warning(
-            "warning: the classifier is right on %.3f of %s (chance: %.3f). That usually means "
-            "images prepared otherwise than in its training (values of 0 to 255 or 0 to 1 that "
-            "were not normalised, another mean or deviation), labels in another order or shuffled, "
-            "a network that is not trained, in training mode, or cut into stages that do not "
-            "belong together",
-            right / count,
-            name,
-            chance,
+        warnings.warn(
+            f"the classifier is right on {right / count:.3f} of {name} (chance: {chance:.3f}). "
+            "That usually means images prepared otherwise than in its training (values of 0 to 255 "
+            "or 0 to 1 that were not normalised, another mean or deviation), labels in another "
+            "order or shuffled, a network that is not trained, in training mode, or cut into "
+            "stages that do not belong together",
+            stacklevel=2,
         )
     return poor
 

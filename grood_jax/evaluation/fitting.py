@@ -18,7 +18,13 @@ from grood_jax.data.builtin import raw_noise
 from grood_jax.detectors import Detector, MixedTraining, Noise, OODSource, Training, Validation
 from grood_jax.evaluation.accuracy import warn_of_chance
 from grood_jax.passes.devices import on_one
-from grood_jax.passes.forward import TrainingBatches, extract, extract_labelled, require_needs
+from grood_jax.passes.forward import (
+    Labelled,
+    TrainingBatches,
+    extract,
+    extract_labelled,
+    require_needs,
+)
 from grood_jax.passes.memo import Memo, make_anew
 from grood_jax.passes.training_pass import TrainingPass, run_training_set
 from grood_jax.support import checks
@@ -82,6 +88,8 @@ class Fitter:
       ood: outputs of what stands for "not in distribution", by what detectors ask for.
       head: the class head's weights and bias, if a detector asks for them.
       key: randomness.
+      id_validation: outputs of ID validation images and their labels, if a detector asks for them
+        and there are any.
       fits: what has been fitted and other detectors may share.
     """
 
@@ -89,6 +97,7 @@ class Fitter:
     ood: Mapping[OODSource, Outputs]
     head: tuple[Array, Array] | None
     key: Array
+    id_validation: tuple[Outputs, Array] | None = None
     fits: dict[Any, Fitted] = field(default_factory=dict)
 
     def fit(self, name: str, detector: Detector) -> Fitted:
@@ -118,6 +127,7 @@ class Fitter:
             None if detector.ood is None else self.ood[detector.ood],
             mixed,
             self.head if detector.head else None,
+            self.id_validation if detector.id_validation else None,
         )
         start = time.perf_counter()
         state = jax.block_until_ready(detector.fit(training, own_key))
@@ -135,6 +145,7 @@ def prepare(
     key: Array,
     noise: Callable[[int, Array], Iterable[Batch]] | None = None,
     validation: Callable[[], Iterable[Batch]] | None = None,
+    id_validation: Callable[[], Labelled] | None = None,
     memo: Memo = make_anew,
 ) -> Fitter:
     """Computes what detectors are fitted on: one pass over the training set, and what they ask for.
@@ -146,6 +157,8 @@ def prepare(
       key: randomness: which samples are mixed, noise images, each detector's own.
       noise: ``(count, key) -> batches`` of noise images, normalised as the data are.
       validation: gives batches of held-out OOD images.
+      id_validation: gives outputs and labels of ID images that neither the network was trained on
+        nor scores are judged by; asked only where a detector is better fitted with them.
       memo: remembers the results of each pass, or has them made.
 
     Raises:
@@ -196,7 +209,10 @@ def prepare(
     ood = {
         source: jax.tree.map(jnp.asarray, stand_in(source)) for source in sorted(sources, key=repr)
     }
-    return Fitter(seen, ood, head, fit_key)
+    held_in = None
+    if id_validation is not None and any(detector.id_validation for _, detector in detectors):
+        held_in = jax.tree.map(jnp.asarray, id_validation())
+    return Fitter(seen, ood, head, fit_key, held_in)
 
 
 def _raw_noise(count: int, key: Array, shape: tuple[int, ...]) -> Iterator[Batch]:
@@ -243,6 +259,7 @@ def fit_detectors(
     key: Array,
     noise: Callable[[int, Array], Iterable[Batch]] | None = None,
     validation: Callable[[], Iterable[Batch]] | None = None,
+    id_validation: Callable[[], Labelled] | None = None,
     memo: Memo = make_anew,
 ) -> FittedAll:
     """Fits detectors on one pass over the training set, plus one over the samples that are mixed.
@@ -254,6 +271,7 @@ def fit_detectors(
       key: randomness.
       noise: as for `prepare`.
       validation: as for `prepare`.
+      id_validation: as for `prepare`.
       memo: as for `prepare`.
 
     Returns:
@@ -270,6 +288,7 @@ def fit_detectors(
         key=key,
         noise=noise,
         validation=validation,
+        id_validation=id_validation,
         memo=memo,
     )
     return fit_all(fitter, detectors)

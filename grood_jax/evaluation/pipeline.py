@@ -19,7 +19,6 @@ from grood_jax.backbone.backbone import Backbone
 from grood_jax.backbone.outputs import Need, Outputs
 from grood_jax.benchmarks import Benchmark, OpenBenchmark
 from grood_jax.data import ImageSet
-from grood_jax.data.tfds import first_line
 from grood_jax.detectors import Detector, Validation
 from grood_jax.evaluation import fitting, results, tuning
 from grood_jax.evaluation.accuracy import accuracy
@@ -36,7 +35,7 @@ from grood_jax.passes.reading import BadImages, Reader
 from grood_jax.storage.cache import OutputsCache
 from grood_jax.storage.checkpoints import Loaded
 from grood_jax.support import provenance
-from grood_jax.support.errors import UserError
+from grood_jax.support.errors import UserError, first_line
 
 T = TypeVar("T")
 
@@ -188,6 +187,7 @@ def open_sets(
             download=config.download,
             validation=any(isinstance(own.ood, Validation) for _, own in every(candidates)),
             search=config.search,
+            id_validation=any(own.id_validation for _, own in every(candidates)),
             full_spectrum=config.full_spectrum,
             limit=config.limit,
             train_share=config.train_share,
@@ -259,6 +259,7 @@ def pass_training_set(inputs: Inputs, candidates: Candidates) -> Fitter:
       ValueError: outputs that are not finite, labels that are no classes.
     """
     read, data = inputs.read, inputs.data
+    held_in = data.id_validation
     return fitting.prepare(
         inputs.backbone,
         read.training(data.train),
@@ -266,6 +267,7 @@ def pass_training_set(inputs: Inputs, candidates: Candidates) -> Fitter:
         key=jax.random.key(inputs.config.seed),
         noise=read.noise,
         validation=lambda: read(present(data.validation), "held-out OOD images"),
+        id_validation=None if held_in is None else lambda: inputs.outputs_of(held_in, (), None),
         memo=inputs.memo,
     )
 

@@ -48,6 +48,7 @@ class Setting:
         """Checks the ranges.
 
         Raises:
+          TypeError: an option of the wrong type.
           ValueError: an option outside its range.
         """
         benchmarks.check_name(self.dataset)
@@ -105,6 +106,7 @@ class EvalConfig(Setting):
         """Checks the ranges.
 
         Raises:
+          TypeError: an option of the wrong type.
           ValueError: an option outside its range.
         """
         super().__post_init__()

@@ -12,6 +12,7 @@ from grood_jax.detectors.spec import parse_spec
 from grood_jax.evaluation import fitting
 from grood_jax.evaluation.fitting import Fitter
 from grood_jax.maths.metrics import ood_metrics
+from grood_jax.support import checks
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,10 @@ def create_candidates(
     Raises:
       ValueError: no detector has that name, or it has no such option, or not with that value; or
         none is given.
-      TypeError: an option is of the wrong type.
+      TypeError: an option is of the wrong type, or what describes a detector no string.
     """
+    for spec in checks.several("detectors", specs, "a list of names, with options or without"):
+        checks.text("detectors", spec)
     words = dict.fromkeys(
         word for spec in specs for word in (names() if spec == "all" else (spec,))
     )

@@ -34,6 +34,9 @@ _FACTORIES: dict[str, Callable[..., Staged]] = {
 _OF_ONE_SIZE = ("vit_b_16",)
 """Networks whose arrays depend on the size of the images."""
 
+MOST = 2**31 - 1
+"""Of classes, channels and pixels on a side."""
+
 
 def create(
     name: str, *, num_classes: int, channels: int = 3, image_size: int = 224, rngs: nnx.Rngs
@@ -48,14 +51,16 @@ def create(
       rngs: randomness for the weights.
 
     Raises:
-      TypeError: a number is no integer.
+      TypeError: a number is no integer, or ``rngs`` none.
       ValueError: no network has that name, a number is below 1, or the network takes no images
         of that size.
     """
     checks.choice("model", name, tuple(_FACTORIES))
-    checks.at_least("num_classes", num_classes, 1)
-    checks.at_least("channels", channels, 1)
-    checks.at_least("image_size", image_size, 1)
+    checks.at_least("num_classes", num_classes, 1, MOST)
+    checks.at_least("channels", channels, 1, MOST)
+    checks.at_least("image_size", image_size, 1, MOST)
+    if not isinstance(rngs, nnx.Rngs):
+        raise TypeError(f"rngs is {rngs!r}; expected flax.nnx.Rngs")
     given = {"num_classes": num_classes, "channels": channels, "rngs": rngs}
     if name in _OF_ONE_SIZE:
         given["image_size"] = image_size

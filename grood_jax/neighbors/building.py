@@ -28,6 +28,7 @@ MEMORY, MEMORY_ACCELERATOR = 2 * 2**20, 256 * 2**20
 """Bytes of one block of bounds if nothing else is asked for: what a CPU's cache holds, and more."""
 
 LEAST_MEMORY, MOST_MEMORY = 2**16, 2**60
+MOST_ROWS = 2**31 - 1
 """Smaller or larger blocks than this are refused."""
 
 AXES = (8, 16, 32, 64, 128)
@@ -81,16 +82,17 @@ def build_bank_in_pieces(
     """Makes a bank of the rows of several arrays (N_i, D), in order; see `build_bank`.
 
     Raises:
-      TypeError: as `build_bank`.
+      TypeError: as `build_bank`; ``pieces`` are not several.
       ValueError: as `build_bank`; widths that differ, or no piece at all.
     """
     checks.choice("dtype", dtype, ("float32", "bfloat16"))
     memory = checked_memory(memory)
+    given = checks.several("pieces", pieces, "several arrays (N, D)")
     if dtype == "float32":
-        rows = [checked(piece) for piece in pieces]
+        rows = [checked(piece) for piece in given]
         _require_one_width([part.shape for part in rows])
         return _build(rows[0] if len(rows) == 1 else jnp.concatenate(rows), memory)
-    held = [_checked_on_host(piece) for piece in pieces]
+    held = [_checked_on_host(piece) for piece in given]
     _require_one_width([part.shape for part in held])
     return _build_on_host(HostRows(tuple(held)), memory)
 
@@ -177,11 +179,12 @@ def sampled_rows(key: Array, count: int, sampling_ratio: float) -> Int[np.ndarra
     """A share of ``count`` row numbers, at least one, drawn without replacement; ascending.
 
     Raises:
-      TypeError: ``sampling_ratio`` is no number, or ``key`` no random key (also where all rows
-        are kept, and none is drawn).
-      ValueError: it lies outside (0, 1].
+      TypeError: ``sampling_ratio`` is no number, ``count`` no integer, or ``key`` no random key
+        (also where all rows are kept, and none is drawn).
+      ValueError: the ratio lies outside (0, 1], or ``count`` is none of rows.
     """
     checks.fraction("sampling_ratio", sampling_ratio, zero=False)
+    checks.at_least("count", count, 0, MOST_ROWS)
     checks.key("key", key)
     kept = max(1, round(sampling_ratio * count))
     if kept == count:

@@ -42,7 +42,7 @@ def shard_bank(
     """
     if not isinstance(mesh, Mesh):
         raise TypeError(f"mesh is a {type(mesh).__name__}; expected a jax.sharding.Mesh")
-    axes = [axis for axis in (bank_axis, query_axis) if axis is not None]
+    axes = [bank_axis, *([] if query_axis is None else [query_axis])]
     missing = [axis for axis in axes if axis not in mesh.axis_names]
     if missing or len(set(axes)) < len(axes):
         raise ValueError(

@@ -27,7 +27,7 @@ from grood_jax.passes.devices import (
 )
 from grood_jax.passes.memo import Form, Memo, make_anew
 from grood_jax.passes.processes import joined
-from grood_jax.support.errors import UserError
+from grood_jax.support.errors import UserError, first_line
 
 Labelled = tuple[Outputs, Int[np.ndarray, " n"]]
 
@@ -128,7 +128,7 @@ def require_needs(backbone: Backbone, needs: Mapping[Need, str], images: Any) ->
             try:
                 jax.eval_shape(partial(_perturbed_logits, need), backbone, jnp.asarray(images))
             except Exception as error:
-                line = (str(error).strip() or repr(error)).splitlines()[0]
+                line = first_line(error)
                 raise UserError(
                     f"{name} needs the gradient of the logits with respect to images, and the "
                     f"backbone cannot give it: {line}"

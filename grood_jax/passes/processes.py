@@ -21,7 +21,7 @@ from jaxtyping import Int
 from grood_jax.data import Batch
 from grood_jax.maths.prototypes import ClassSums, merge
 from grood_jax.passes.memo import Form, Memo
-from grood_jax.support.errors import UserError
+from grood_jax.support.errors import UserError, first_line
 
 T = TypeVar("T")
 
@@ -247,7 +247,7 @@ def start(
         try:
             jax.distributed.initialize(coordinator, num_processes, process_id)
         except (RuntimeError, ValueError) as error:
-            line = (str(error).strip() or repr(error)).splitlines()[0]
+            line = first_line(error)
             raise UserError(
                 f"the processes cannot be brought together: {line} (--coordinator HOST:PORT, "
                 "--num-processes N and --process-id I name them)"

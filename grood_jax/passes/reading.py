@@ -127,7 +127,7 @@ class Reader:
 
         def make() -> np.ndarray:
             if id(images) not in self._passed:
-                # Where the network's outputs were recalled, no image has been read yet.
+                # Where a memo gave the network's outputs, no image has been read yet.
                 for _ in self(images, "looking for unreadable images"):
                     pass
             lines = "".join(json.dumps(pair) + "\n" for pair in sorted(own.items()))

@@ -13,7 +13,7 @@ def save_bank(directory: str | Path, bank: Bank) -> None:
     """Writes a bank into a directory of its own: all of it or, when killed, nothing.
 
     Raises:
-      TypeError: ``bank`` is none.
+      TypeError: ``bank`` is none, or ``directory``.
       UserError: the directory holds a checkpoint already.
     """
     rows = bank_rows(bank)
@@ -26,6 +26,7 @@ def load_bank(directory: str | Path) -> Bank:
     """Reads a bank; a search in it gives the same bits as one in the bank that was saved.
 
     Raises:
+      TypeError: ``directory`` is none.
       UserError: there is none, or its arrays are not those that were saved.
     """
     container = containers.open_latest(directory, BANK, "make one with save_bank")

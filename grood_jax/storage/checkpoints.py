@@ -40,7 +40,6 @@ __all__ = [
     "load_optimizer",
     "manager",
     "open_classifier",
-    "read_spec",
     "save",
     "save_model",
     "stored_in",
@@ -175,8 +174,11 @@ def save_model(directory: str | Path, model: Staged, spec: ModelSpec) -> None:
     """Writes a classifier into a directory of its own.
 
     Raises:
+      TypeError: ``directory`` is no path, or ``model`` no network.
       UserError: the directory holds a checkpoint already.
     """
+    if not isinstance(model, Staged):
+        raise TypeError(f"model is a {type(model).__name__}; expected one of grood_jax.models")
     with manager(containers.require_unused(directory)) as opened:
         save(opened, 0, model, spec)
 
@@ -215,6 +217,7 @@ def stored_in(directory: str | Path) -> Stored | None:
     """The newest whole checkpoint of a classifier in the directory, opened once; None if none.
 
     Raises:
+      TypeError: ``directory`` is no path.
       UserError: what lies there is a file, something else, or damaged.
     """
     return None if latest_step(directory) is None else open_classifier(directory)
@@ -224,6 +227,7 @@ def open_classifier(directory: str | Path) -> Stored:
     """As `stored_in`, where there must be one.
 
     Raises:
+      TypeError: ``directory`` is no path.
       UserError: there is none, or as `stored_in`.
     """
     _require_no_file(directory)
@@ -241,16 +245,11 @@ def latest_step(directory: str | Path) -> int | None:
     """The number of the newest whole checkpoint in the directory, if there is one.
 
     Raises:
+      TypeError: ``directory`` is no path.
       UserError: it is a file.
     """
     _require_no_file(directory)
     return containers.latest_step(directory)
-
-
-def read_spec(directory: str | Path) -> ModelSpec | None:
-    """What the directory's newest checkpoint is of; None if there is none. See `stored_in`."""
-    stored = stored_in(directory)
-    return None if stored is None else stored.spec
 
 
 def load_model(directory: str | Path, *, expected_model: str | None = None) -> Loaded:

@@ -21,8 +21,9 @@ import jax
 import numpy as np
 
 from grood_jax.storage import earlier
+from grood_jax.support import checks
 from grood_jax.support import manifest as manifests
-from grood_jax.support.errors import UserError
+from grood_jax.support.errors import UserError, first_line
 from grood_jax.support.files import read_text
 from grood_jax.support.manifest import Manifest
 from grood_jax.support.structures import Arrays
@@ -72,11 +73,15 @@ def place(directory: str | Path) -> Path:
     """The directory's absolute path.
 
     Raises:
+      TypeError: it is no path.
       UserError: no directory can lie there, or none that orbax could write to.
     """
+    path = checks.path("directory", directory)
     try:
-        absolute = Path(directory).expanduser().resolve()
+        absolute = path.expanduser().resolve()
         str(absolute).encode()
+        # Raises where no file system could hold such a name.
+        absolute.exists()
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{str(directory)!r} is the path of no directory: {error}") from error
     return absolute
@@ -219,7 +224,7 @@ def restore(directory: Path, step: int, item: str, like: Any, kind: str) -> Any:
             )
     except Exception as error:
         # Orbax and tensorstore raise whatever their layers raise on a missing or broken file.
-        line = (str(error).strip() or repr(error)).splitlines()[0].split(" See full ")[0]
+        line = first_line(error).split(" See full ")[0]
         raise manifests.damaged(kind, directory, f"its {item} cannot be read ({line})") from error
 
 

@@ -1,7 +1,9 @@
 """Checks at the public doors: what was found, what was expected, under which name."""
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -132,6 +134,11 @@ def positive(name: str, value: Any) -> float:
     return float(value)
 
 
+def real(name: str, value: Any) -> float:
+    """Returns ``value``, which may be NaN or infinite; raises TypeError unless it is a number."""
+    return _number(name, value, "a number")
+
+
 def number(name: str, value: Any) -> float:
     """Returns ``value``; raises unless it is a finite number.
 
@@ -149,6 +156,27 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} is {value!r}; expected True or False")
     return bool(value)
+
+
+def path(name: str, value: Any) -> Path:
+    """Returns ``value`` as a path; raises TypeError unless it is a string or a path."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} is {value!r}; expected a path")
+    return Path(value)
+
+
+def text(name: str, value: Any) -> str:
+    """Returns ``value``; raises TypeError unless it is a string."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is {value!r}; expected a string")
+    return value
+
+
+def several(name: str, value: Any, expected: str) -> Iterable[Any]:
+    """Returns ``value``; raises TypeError unless it is iterable, and neither text nor bytes."""
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes):
+        raise TypeError(f"{name} is {value!r}; expected {expected}")
+    return value
 
 
 def choice(name: str, value: Any, options: Sequence[str]) -> str:

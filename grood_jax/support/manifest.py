@@ -156,17 +156,23 @@ def write_file(path: Path, kind: str, about: Mapping[str, Any], arrays: Arrays) 
     Raises:
       UserError: it cannot be written, or what is there is no regular file.
     """
-    if path.exists() and not path.is_file():
-        # To replace a device or a pipe would take it from everybody.
-        raise UserError(f"{path} is no regular file; choose another path")
     contents = write(kind, about, {_GROUP: arrays})
     contents["values"] = {name: array.tolist() for name, array in arrays.items()}
     contents["checksum"] = checksum_of(contents)
+    text = json.dumps(contents) + "\n"
     try:
+        if path.exists() and not path.is_file():
+            # To replace a device or a pipe would take it from everybody.
+            raise UserError(f"{path} is no regular file; choose another path")
         with written_whole(path) as unfinished:
-            unfinished.write_text(json.dumps(contents) + "\n")
+            unfinished.write_text(text)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        # A path with a zero byte.
+        raise UserError(f"{str(path)!r} cannot be written: {error}") from error
 
 
 def read_file(path: Path, kind: str, how_to_make: str) -> dict[str, Any]:

@@ -1,7 +1,13 @@
 """Progress on stderr: bars on a terminal, a line for each in a log."""
 
+import functools
 import sys
-from typing import Any
+import warnings
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def bar(total: int, description: str, *, shown: bool, done: int = 0) -> Any:
@@ -35,3 +41,16 @@ def tell(line: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(line, file=sys.stderr)
+
+
+def says(run: Callable[P, T]) -> Callable[P, T]:
+    """Lets what takes lines of progress, ``say``, be given by its earlier name, ``report``."""
+
+    @functools.wraps(run)
+    def renamed(*args: P.args, **options: P.kwargs) -> T:
+        if "report" in options:
+            warnings.warn("report= is called say= now", DeprecationWarning, stacklevel=2)
+            options["say"] = options.pop("report")
+        return run(*args, **options)
+
+    return renamed

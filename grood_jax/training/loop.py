@@ -86,6 +86,7 @@ def augment(
     return images
 
 
+@progress.says
 def train(
     images: ImageSet,
     preprocessing: Preprocessing,

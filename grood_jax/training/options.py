@@ -42,6 +42,7 @@ class TrainOptions:
         """Checks the ranges.
 
         Raises:
+          TypeError: an option of the wrong type.
           ValueError: an option outside its range.
         """
         checks.at_least("epochs", self.epochs, 1)
@@ -52,7 +53,7 @@ class TrainOptions:
         checks.fraction("momentum", self.momentum)
         checks.choice("schedule", self.schedule, ("cosine", "one-cycle"))
         for name in ("learning_rate", "weight_decay"):
-            value = getattr(self, name)
+            value = checks.real(name, getattr(self, name))
             if not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name} is {value}; expected a number of at least 0")
 

@@ -151,6 +151,14 @@ def test_a_label_that_is_no_class_is_refused(name):
         detector.fit(bad, jax.random.key(0))
 
 
+@every_detector
+@pytest.mark.parametrize("key", [0, None])
+def test_what_is_no_key_is_refused_whether_or_not_anything_is_drawn(name, key, unchecked):
+    detector, training, _, _ = made(name)
+    with pytest.raises(TypeError, match="key is .*; expected a random key"):
+        detector.fit(training, key)
+
+
 # With two samples a class some tell that they are few.
 @pytest.mark.filterwarnings("ignore:.*classes have fewer")
 @every_detector

@@ -1,5 +1,7 @@
 """Detectors that need nothing but the logits; OpenMax has its own file."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -271,6 +273,43 @@ def test_without_a_most_likely_temperature_it_stays_one(sign):
     logits = sign * np.eye(CLASSES, dtype=np.float32)[labels]
     state = fitted(temperature_scaling(), Training(outputs(logits), jnp.asarray(labels, jnp.int32)))
     assert state.temperature == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_temperature_is_that_of_id_validation_outputs():
+    """The network is sure of what it was trained on, and of other images as sure but not right."""
+    rng = np.random.default_rng(5)
+    labels, others = rng.integers(0, CLASSES, (2, TRAINED))
+    sure = noisy_logits(rng, labels, signal=4.0)
+    seen = Training(outputs(sure), jnp.asarray(labels, jnp.int32))
+    fresh_logits = noisy_logits(rng, others, scale=2.0)
+    held_in = outputs(fresh_logits), jnp.asarray(others, jnp.int32)
+    with pytest.warns(UserWarning, match="from the training outputs, there being no ID valid"):
+        alone = fitted(temperature_scaling(), seen).temperature
+    found = fitted(temperature_scaling(), replace(seen, id_validation=held_in)).temperature
+    expected = most_likely_temperature(fresh_logits, others)
+    assert alone < 1 < expected
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    # A given one asks for nothing.
+    assert temperature_scaling().id_validation
+    assert not temperature_scaling(temperature=2.0).id_validation
+    fitted(temperature_scaling(temperature=2.0), seen)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "said"),
+    [
+        (np.zeros((0, CLASSES)), [], r" has logits \(0, 6\); expected at least one row, of 6"),
+        (np.zeros((2, CLASSES + 1)), [0, 1], r" has logits \(2, 7\)"),
+        (np.full((2, CLASSES), np.nan), [0, 1], ".logits holds 12 values that are NaN"),
+        (np.zeros((2, CLASSES)), [0, CLASSES], ".labels holds 6; expected classes from 0 to 5"),
+        (np.zeros((2, CLASSES)), [0], r".labels has shape \(1,\); expected \(2,\)"),
+    ],
+)
+def test_id_validation_outputs_are_looked_through(training, logits, labels, said):
+    held_in = outputs(logits), jnp.asarray(labels, jnp.int32)
+    with pytest.raises(ValueError, match=f"training.id_validation{said}"):
+        fitted(temperature_scaling(), replace(training, id_validation=held_in))
 
 
 def test_a_given_temperature_is_kept_and_one_is_msp(training, fresh):

@@ -33,6 +33,7 @@ class Limits:
         """Checks the ranges.
 
         Raises:
+          TypeError: a limit that is no number, or no integer.
           ValueError: a limit that would let nothing pass.
         """
         for field in fields(self):

@@ -7,14 +7,21 @@ the same figures as PNG and SVG.
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from grood_jax.evaluation.fitting import Fitted
 from grood_jax.evaluation.report import figures, gallery, page, spaces, svg
-from grood_jax.evaluation.report.contents import Group, Scores, ShownSet, file_names
+from grood_jax.evaluation.report.contents import (
+    Group,
+    NamedSet,
+    Scores,
+    ShownSet,
+    file_names,
+)
+from grood_jax.evaluation.results import groups
 from grood_jax.support.files import written_whole
 
-__all__ = ["Group", "Scores", "ShownSet", "can_draw", "write"]
+__all__ = ["Group", "NamedSet", "Scores", "ShownSet", "can_draw", "write", "write_afterwards"]
 
 COLOURS = {
     figures.INK: "currentColor",
@@ -50,38 +57,75 @@ def write(
     Returns:
       The page's path.
     """
-    folder = directory / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    count = 0
-
-    def drawn(figure: figures.Figure, name: str) -> str:
-        """Writes both files; the figure as a part of the page."""
-        nonlocal count
-        count += 1
-        vectors = figures.rendered(figure, "svg")
-        (folder / f"{name}.svg").write_bytes(vectors)
-        (folder / f"{name}.png").write_bytes(figures.rendered(figure, "png"))
-        return svg.for_page(vectors.decode(), COLOURS, f"f{count}")
-
-    names = file_names(scores)
+    drawn = _Drawn(directory / "figures")
     with figures.style():
-        by_detector = {
-            detector: page.Figures(
-                drawn(figures.histograms(sets, own), f"{names[detector]}-histograms"),
-                drawn(
-                    figures.roc_curves(sets, own, results["detectors"][detector]["datasets"]),
-                    f"{names[detector]}-roc",
-                ),
-            )
-            for detector, own in scores.items()
-        }
+        by_detector = _by_detector(results, sets, scores, drawn)
         views = [
             (view, drawn(figures.scatter(sets, view), f"space-{view.space}-{view.method.lower()}"))
             for view in spaces.views(sets, detectors)
         ]
     first = next(iter(scores.values()))
     pictures = [(shown, *gallery.extremes(shown, first[shown.name])) for shown in sets]
+    return _written(page.render(results, by_detector, views, pictures), directory)
+
+
+def write_afterwards(
+    results: Mapping[str, Any], scores: Mapping[str, Scores], directory: Path
+) -> Path:
+    """Writes what can be made of results alone; the page says of the rest how to get it.
+
+    Args:
+      results: as `grood_jax.evaluation.results.read` gives them.
+      scores: by detector and set, for histograms and ROC curves; empty where there are none.
+      directory: where to write, as `write` does.
+
+    Returns:
+      The page's path.
+    """
+    by_detector: dict[str, page.Figures] = {}
+    if scores:
+        sets = [NamedSet(name, cast(Group, group)) for name, group in groups(results).items()]
+        with figures.style():
+            by_detector = _by_detector(results, sets, scores, _Drawn(directory / "figures"))
+    return _written(page.render(results, by_detector, (), ()), directory)
+
+
+class _Drawn:
+    """Writes each figure in both forms, and gives it as a part of the page."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.count = folder, 0
+
+    def __call__(self, figure: figures.Figure, name: str) -> str:
+        self.count += 1
+        vectors = figures.rendered(figure, "svg")
+        (self.folder / f"{name}.svg").write_bytes(vectors)
+        (self.folder / f"{name}.png").write_bytes(figures.rendered(figure, "png"))
+        return svg.for_page(vectors.decode(), COLOURS, f"f{self.count}")
+
+
+def _by_detector(
+    results: Mapping[str, Any],
+    sets: Sequence[NamedSet],
+    scores: Mapping[str, Scores],
+    drawn: _Drawn,
+) -> dict[str, page.Figures]:
+    names = file_names(scores)
+    return {
+        detector: page.Figures(
+            drawn(figures.histograms(sets, own), f"{names[detector]}-histograms"),
+            drawn(
+                figures.roc_curves(sets, own, results["detectors"][detector]["datasets"]),
+                f"{names[detector]}-roc",
+            ),
+        )
+        for detector, own in scores.items()
+    }
+
+
+def _written(text: str, directory: Path) -> Path:
     path = directory / "report.html"
     with written_whole(path) as unfinished:
-        unfinished.write_text(page.render(results, by_detector, views, pictures), "utf-8")
+        unfinished.write_text(text, "utf-8")
     return path

@@ -17,27 +17,36 @@ Scores = Mapping[str, Float[np.ndarray, " _"]]
 
 
 @dataclass(frozen=True)
-class ShownSet:
-    """A set of images that was scored.
+class NamedSet:
+    """A set that was scored.
 
     Attributes:
       name: as in the results.
       group: whether it counts as in distribution, or how far out of it.
-      images: the images.
-      rows: which of them were scored, (N,); of another length where this is not known.
-      outputs: what the network made of these.
     """
 
     name: str
     group: Group
-    images: ImageSet
-    rows: Int[np.ndarray, " n"]
-    outputs: Outputs
 
     @property
     def title(self) -> str:
         """Its name and group, fit for a figure."""
         return f"{self.group}: {printable(self.name)}"
+
+
+@dataclass(frozen=True)
+class ShownSet(NamedSet):
+    """A set of images that was scored, with what there is to show of it.
+
+    Attributes:
+      images: the images.
+      rows: which of them were scored, (N,); of another length where this is not known.
+      outputs: what the network made of these.
+    """
+
+    images: ImageSet
+    rows: Int[np.ndarray, " n"]
+    outputs: Outputs
 
 
 def printable(text: str, longest: int = 28) -> str:

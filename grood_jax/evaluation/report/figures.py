@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from grood_jax.evaluation.report.contents import Scores, ShownSet
+from grood_jax.evaluation.report.contents import NamedSet, Scores
 from grood_jax.evaluation.report.curves import RECALL, bin_edges, bin_shares, roc
 from grood_jax.evaluation.report.spaces import View
 
@@ -41,7 +41,7 @@ class Look:
     marker: str
 
 
-def looks(sets: Sequence[ShownSet]) -> dict[str, Look]:
+def looks(sets: Sequence[NamedSet]) -> dict[str, Look]:
     """Looks of sets by their names: grey and brown in distribution, others in colours."""
     by_name, counts = {}, {"inside": 0, "outside": 0}
     for shown in sets:
@@ -95,7 +95,7 @@ def rendered(figure: Figure, form: str) -> bytes:
     return buffer.getvalue()
 
 
-def histograms(sets: Sequence[ShownSet], scores: Scores) -> Figure:
+def histograms(sets: Sequence[NamedSet], scores: Scores) -> Figure:
     """A histogram of each set's scores, one below the other, on the same axis.
 
     Each is as high as its highest bin. Beside OOD sets the ID scores are outlined, and a dashed
@@ -137,7 +137,7 @@ def histograms(sets: Sequence[ShownSet], scores: Scores) -> Figure:
     return figure
 
 
-def roc_curves(sets: Sequence[ShownSet], scores: Scores, figures: Mapping[str, Any]) -> Figure:
+def roc_curves(sets: Sequence[NamedSet], scores: Scores, figures: Mapping[str, Any]) -> Figure:
     """The ROC curve of each OOD set, with a dot where 95 % of its images are found.
 
     Args:
@@ -180,7 +180,7 @@ def roc_curves(sets: Sequence[ShownSet], scores: Scores, figures: Mapping[str, A
     return figure
 
 
-def scatter(sets: Sequence[ShownSet], view: View) -> Figure:
+def scatter(sets: Sequence[NamedSet], view: View) -> Figure:
     """Samples of all sets in two dimensions.
 
     Args:
@@ -210,7 +210,7 @@ def scatter(sets: Sequence[ShownSet], view: View) -> Figure:
     return figure
 
 
-def joined_inside(sets: Sequence[ShownSet], scores: Scores) -> Float[np.ndarray, " n"]:
+def joined_inside(sets: Sequence[NamedSet], scores: Scores) -> Float[np.ndarray, " n"]:
     """Scores of all that counts as in distribution."""
     return np.concatenate([scores[shown.name] for shown in sets if shown.group == "ID"])
 

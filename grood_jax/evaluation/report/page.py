@@ -18,6 +18,15 @@ from grood_jax.evaluation.results import table_rows
 NUMBERS = 3
 """The table's first columns are words, the others numbers."""
 
+NO_SCORES = (
+    "Not drawn: histograms and ROC curves need scores.npz, which an evaluation writes with "
+    "--save-scores, and matplotlib."
+)
+NO_OUTPUTS = (
+    "Not drawn: results.json holds neither the network's outputs nor images. The evaluation draws "
+    "them; with --cache-dir it runs no network that it has run before."
+)
+
 SPACE_TITLES = {"features": "Feature space", "gradients": "Gradient space"}
 
 
@@ -39,14 +48,14 @@ def render(
 
     Args:
       results: what ``results.json`` holds.
-      detectors: figures of each.
+      detectors: figures of each; where there are none the page says how to get them, as with the
+        next two.
       views: of spaces, each with its figure.
       pictures: the most and the least OOD-looking images of each set.
     """
     text = resources.files("grood_jax.evaluation.report").joinpath("page.html").read_text("utf-8")
     (script,) = re.findall("<script>(.*?)</script>", text, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    first = next(iter(detectors))
     parts = {
         "policy": f"script-src 'sha256-{digest}'",
         "benchmark": _text(results["benchmark"]),
@@ -54,10 +63,11 @@ def render(
         "table": _table(table_rows(results)),
         "sets": _options(dict.fromkeys(row[1] for row in table_rows(results)[1:])),
         "detectors": _options(detectors),
-        "figures": "\n".join(_of_detector(name, made) for name, made in detectors.items()),
+        "hidden": "" if detectors else " hidden",
+        "figures": "\n".join(_of_detector(name, made) for name, made in detectors.items())
+        or _absent(NO_SCORES),
         "spaces": _spaces(views),
-        "first": _text(first),
-        "gallery": "\n".join(_of_set(*entry) for entry in pictures),
+        "gallery": _gallery(detectors, pictures),
         "details": _details(results),
     }
     # In one pass: what is put in is not looked at again.
@@ -125,6 +135,8 @@ def _of_detector(name: str, made: Figures) -> str:
 
 
 def _spaces(views: Sequence[tuple[View, str]]) -> str:
+    if not views:
+        return _absent(NO_OUTPUTS)
     made = []
     for view, svg in views:
         how = (
@@ -135,6 +147,20 @@ def _spaces(views: Sequence[tuple[View, str]]) -> str:
         title = f"{SPACE_TITLES[view.space]}, {view.method}"
         made.append(_figure(svg, title, f"{title}: samples of all sets {how}."))
     return f'<div class="pair">{"".join(made)}</div>'
+
+
+def _absent(why: str) -> str:
+    return f'<p class="dim">{_text(why)}</p>'
+
+
+def _gallery(
+    detectors: Mapping[str, Figures],
+    pictures: Sequence[tuple[ShownSet, list[Picture], list[Picture]]],
+) -> str:
+    if not pictures:
+        return _absent(NO_OUTPUTS)
+    sets = "\n".join(_of_set(*entry) for entry in pictures)
+    return f'<p class="dim">By their scores from {_text(next(iter(detectors)))}.</p>\n{sets}'
 
 
 def _of_set(shown: ShownSet, most: list[Picture], least: list[Picture]) -> str:

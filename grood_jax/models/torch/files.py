@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from grood_jax.models.torch import safetensors as safetensors_files
+from grood_jax.support import checks
 from grood_jax.support.errors import UserError
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -60,6 +61,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
       The arrays by name, read-only, in the file's shapes and dtypes (bfloat16 included).
 
     Raises:
+      TypeError: ``path`` is none.
       UserError: the file cannot be opened, is no state dict, is cut short or damaged, or holds
         no tensors but objects of other classes (none is ever imported).
 
@@ -67,10 +69,13 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
       The formats: torch/serialization.py, `_legacy_save` and `_save`; for safetensors
       `grood_jax.models.torch.safetensors`.
     """
+    path = checks.path("path", path)
     try:
         content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        # ValueError: a path with a zero byte.
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path} cannot be read: {why}") from error
     try:
         if content[:4] == b"PK\x03\x04":
             return _without_prefixes(_read_zip(content))

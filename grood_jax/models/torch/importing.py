@@ -35,6 +35,7 @@ def import_state_dict(state: Mapping[str, np.ndarray], name: str) -> Staged:
       The network, float32.
 
     Raises:
+      TypeError: ``state`` is no mapping of names.
       ValueError: no network that can be imported has that name.
       UserError: entries are missing, unexpected, of the wrong shape, not floating-point or not
         finite; the message lists them all.
@@ -43,6 +44,8 @@ def import_state_dict(state: Mapping[str, np.ndarray], name: str) -> Staged:
       The names: those of `torch_names.torch_name`.
     """
     checks.choice("model", name, get_args(Importable))
+    if not isinstance(state, Mapping) or not all(isinstance(entry, str) for entry in state):
+        raise TypeError(f"state is a {type(state).__name__}; expected arrays by PyTorch's names")
     if name == "vit_b_16":
         state = _with_new_names(state)
     abstract = nnx.eval_shape(
