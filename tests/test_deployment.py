@@ -48,6 +48,7 @@ def lines(*words, **options):
     return stream.getvalue(), failed, reported
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_promises_and_what_came_of_it(made):
     said = made[1]
     assert any(line.startswith("relative_mahalanobis calibrated on 216 images") for line in said)

@@ -36,6 +36,7 @@ RUN = [page for page in PAGES if blocks(page)]
 ROOMS = [page for page in PAGES if page.parent.name == "reference" and page.stem != "index"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
 def test_the_python_of_a_page_prints_what_it_says(
     page, digits, tmp_path, monkeypatch, capsys, unchecked

@@ -103,6 +103,7 @@ def test_which_network_is_taken(tmp_path, monkeypatch, words, step, expected):
     assert ("training" in said) == (expected == "training")
 
 
+@pytest.mark.slow
 def test_a_network_trained_on_the_spot_is_read_the_next_time(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(classifier, "recipe", lambda name: replace(recipe(name), epochs=1))
@@ -118,6 +119,7 @@ def test_a_network_trained_on_the_spot_is_read_the_next_time(tmp_path, monkeypat
     assert first["detectors"]["msp"]["datasets"] == second["detectors"]["msp"]["datasets"]
 
 
+@pytest.mark.slow
 def test_a_second_run_gives_the_same(in_digits, tmp_path):
     words = ["--output-dir", str(tmp_path), "--no-report"]
     done = subprocess.run(
@@ -180,6 +182,7 @@ def base(digits, tmp_path_factory):
         return evaluate(folder, "--detectors", *words, "--limit", "64")["detectors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_reaches_the_figures(base, option):
     after = base[f"grood:{option}"]
@@ -187,6 +190,7 @@ def test_every_option_reaches_the_figures(base, option):
     assert after["far"]["auroc"] > 0.5
 
 
+@pytest.mark.slow
 def test_the_cut_reaches_the_figures(in_digits, base, tmp_path):
     found = evaluate(tmp_path, "--cut", "layer2", "--detectors", "grood", "--limit", "64")
     (after,) = found["detectors"].values()
@@ -200,6 +204,7 @@ def test_interpolation_options_reach_the_figures(base, options):
     assert base[f"grood:{options}"]["datasets"] != plain
 
 
+@pytest.mark.slow
 def test_the_seed_decides_what_is_drawn(digits_checkpoint, tmp_path):
     folder = str(digits_checkpoint)
     words = ("--detectors", "grood:mixup_samples=50", "--limit", "300", "--checkpoint", folder)
@@ -219,6 +224,7 @@ def test_batch_size_changes_nothing(in_digits, base, tmp_path):
         np.testing.assert_allclose(row["auroc"], figures["auroc"], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_all_detectors(in_digits, tmp_path):
     # With an option that costs no second compilation of a search.
     word = "energy:temperature=2.5"
@@ -312,8 +318,8 @@ def test_an_unknown_cut(in_digits, capsys):
     assert lines[-1] == "error: cut is 'layer9'; expected a stage of small: layer1, layer2, layer3"
 
 
-def test_too_few_images_for_a_class(in_digits, capsys):
-    lines = lines_of_failure(capsys, ["--limit", "3"])
+def test_too_few_images_for_a_class(in_digits, tmp_path, capsys):
+    lines = lines_of_failure(capsys, ["--limit", "3", "--output-dir", str(tmp_path)])
     assert "of class" in lines[-1] and "expected at least one" in lines[-1]
     assert "--limit 3 leaves few images" in lines[-1]
 
@@ -404,6 +410,7 @@ def test_prepared_data(tfds_data, tmp_path, dataset):
     assert {row["n"] for row in rows.values()} == {64}
 
 
+@pytest.mark.slow
 def test_options_are_searched_on_validation_images(in_digits, tmp_path):
     words = ("--detectors", "knn", "knn:k=20", "scale", "msp", "--search")
     found = evaluate(tmp_path, *words)
@@ -425,6 +432,7 @@ def test_a_benchmark_without_a_validation_set_says_so(tfds_data, tmp_path, capsy
     assert "benchmark fashion_mnist has no validation set" in lines[-1]
 
 
+@pytest.mark.slow
 def test_a_second_evaluation_runs_no_network(in_digits, tmp_path, monkeypatch):
     words = ("--detectors", "grood", "gram", "odin", "--limit", "200")
     plain = evaluate(tmp_path / "plain", *words)
@@ -446,6 +454,7 @@ def test_a_second_evaluation_runs_no_network(in_digits, tmp_path, monkeypatch):
     assert calls == []
 
 
+@pytest.mark.slow
 def test_detectors_combined_on_the_command_line(in_digits, tmp_path):
     word = "energy:temperature=2.5+knn:k=5"
     found = evaluate(tmp_path, "--detectors", word)

@@ -66,6 +66,7 @@ def test_a_fresh_process_gives_the_same_answers(tmp_path):
     assert any(answers[2]["is_ood"]) and not all(answers[2]["is_ood"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "detector",
     [
@@ -87,6 +88,7 @@ def test_what_detectors_need_is_exported_too(detector, tmp_path):
     np.testing.assert_array_equal(found["label"], expected.label)
 
 
+@pytest.mark.slow
 def test_an_image_of_nan_is_ood(tmp_path):
     fit(grood()).save(tmp_path / "saved")
     # What has just been loaded has computed nothing yet.

@@ -456,6 +456,7 @@ def scores_in_batches() -> Callable[[int], dict[str, np.ndarray]]:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 33, 100])
 def test_results_do_not_depend_on_the_batch_size(scores_in_batches, size):
     for name, expected in scores_in_batches(BATCH).items():

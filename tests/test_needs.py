@@ -98,6 +98,7 @@ def test_gram_and_odin_through_the_harness(key):
     ).all()
 
 
+@pytest.mark.slow
 def test_all_detectors_share_one_pass_over_each_set(key):
     """Counted: the second stage runs once a batch, and twice more where ODIN moves images."""
     runs = []
@@ -145,6 +146,7 @@ def test_all_detectors_share_one_pass_over_each_set(key):
     assert len(runs) == 2 * 3
 
 
+@pytest.mark.slow
 def test_detectors_that_look_into_the_network_take_tokens(key, monkeypatch):
     for name, value in {"PATCH": 4, "WIDTH": 16, "HEADS": 2, "HIDDEN": 32}.items():
         monkeypatch.setattr(vit, name, value)

@@ -195,6 +195,7 @@ def test_queries_of_one_scale_in_a_bank_of_another():
         assert_exact((scale * directions).astype(np.float32), bank, 10)
 
 
+@pytest.mark.slow
 def test_no_value_is_too_large_up_to_the_limit():
     queries, bank = (np.zeros((rows, 24), np.float32) for rows in (40, 700))
     queries[:, 0] = np.linspace(-9.9e36, 9.9e36, 40)
@@ -241,6 +242,7 @@ def test_bits_depend_neither_on_order_nor_on_blocks_nor_on_other_queries(kind):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_bits_bounded_by_few_axes_depend_neither_on_order_nor_on_blocks_nor_on_other_queries():
     queries, bank = hard()
     ready = in_blocks(bank, 10)
@@ -357,6 +359,7 @@ def test_golden_distances_from_features_on(golden):
         np.testing.assert_allclose(gj.nearest_distances(queries, bank, k), distances, rtol=1e-5)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(
     shape=st.sampled_from([(3, 20, 2, 20), (3, 70, 2, 70), (40, 700, 24, 1)]),

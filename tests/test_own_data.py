@@ -106,6 +106,7 @@ def test_a_damaged_image_ends_the_run_with_its_path(damaged, checkpoint, tmp_pat
     assert not (tmp_path / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_damaged_images_are_left_out_if_asked(damaged, folders, checkpoint, tmp_path, capsys):
     """As if they had never been there, in all passes, with and without remembered outputs."""
     sound = tmp_path / "sound"
@@ -154,6 +155,7 @@ def test_the_full_spectrum_counts_shifted_images_as_id(folders, checkpoint, tmp_
     assert rows(both)["msp"]["digits_8_9"]["auroc"] < rows(plain)["msp"]["digits_8_9"]["auroc"]
 
 
+@pytest.mark.slow
 def test_a_share_of_the_training_images(folders, checkpoint, tmp_path):
     found = evaluate(
         folders, checkpoint, tmp_path, "--detectors", "knn:k=1", "--train-share", "0.5"

@@ -36,6 +36,7 @@ def test_its_links_lead_to_files():
     assert [link for link in local if not (ROOT / link).is_file()] == []
 
 
+@pytest.mark.slow
 def test_its_python_prints_what_it_says(capsys, unchecked):
     namespace = {"__name__": "__readme__"}
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -43,6 +43,7 @@ def parameters(model: nnx.Module) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
+@pytest.mark.slow
 def test_names_and_stages() -> None:
     assert set(models.names()) == set(STAGES)
     assert {name: abstract(name).stages for name in models.names()} == STAGES
@@ -88,6 +89,7 @@ def test_parameters_and_statistics_are_pytorchs(name: str, classes: int, channel
     assert not jax.tree.leaves(others)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "hidden", "width"),
     [

@@ -109,6 +109,7 @@ def test_a_space_of_hardly_anything(shape):
     assert np.isfinite(np.concatenate(points)).all()
 
 
+@pytest.mark.slow
 def test_the_gradient_space_is_groods():
     made = example()
     found = spaces.views(made.sets, made.detectors)
