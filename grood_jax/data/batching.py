@@ -20,7 +20,7 @@ MOST_ROWS = 2**31 - 1
 AHEAD = 2
 """Batches that are read while the caller works on one."""
 
-ROWS = 64
+PIECE_ROWS = 64
 """Images that a thread reads at once."""
 
 OnUnreadable = Callable[[int, UnreadableImage], None]
@@ -154,7 +154,7 @@ def _generate(
     on_unreadable: OnUnreadable | None,
     normalize: bool,
 ) -> Iterator[Batch]:
-    piece = min(ROWS, -(-batch_size // workers))
+    piece = min(PIECE_ROWS, -(-batch_size // workers))
 
     def load(batch: Batch, start: int, first: int) -> None:
         """Fills the rows of a batch from ``first`` on; its own first row is ``indices[start]``."""
@@ -165,15 +165,15 @@ def _generate(
             assert on_unreadable is not None
             on_unreadable(start + first + place, error)
 
-        found, labels, readable = read_readable(images, rows, report if on_unreadable else None)
-        if found is not None:
-            if found.shape[1:] != preprocessing.shape:
+        pixels, labels, readable = read_readable(images, rows, report if on_unreadable else None)
+        if pixels is not None:
+            if pixels.shape[1:] != preprocessing.shape:
                 raise ValueError(
-                    f"images of {images.name} have shape {found.shape[1:]}; expected "
+                    f"images of {images.name} have shape {pixels.shape[1:]}; expected "
                     f"{preprocessing.shape}, as the preprocessing says"
                 )
             places = first + np.flatnonzero(readable)
-            batch.images[places] = preprocessing.normalize(found) if normalize else found
+            batch.images[places] = preprocessing.normalize(pixels) if normalize else pixels
             batch.labels[places] = checks.int32(f"labels of {images.name}", labels)
             batch.valid[places] = True
 

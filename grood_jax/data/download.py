@@ -35,13 +35,13 @@ def obstacles(datasets: Iterable[str], data_dir: Path) -> dict[str, list[str]]:
       For each set that cannot be prepared the reasons, each with what to do about it.
     """
     hosts: dict[str, dict[str, str]] = {}
-    found: dict[str, list[str]] = {}
+    listed: dict[str, list[str]] = {}
     for dataset in dict.fromkeys(datasets):
         try:
             urls = _builder(dataset, data_dir).url_infos or {}
         except Exception as error:
             # An unknown set, or one whose code needs a package that is not there.
-            found[dataset] = [
+            listed[dataset] = [
                 f"tensorflow-datasets cannot prepare it: {first_line(error).rstrip('.')}"
             ]
         else:
@@ -54,8 +54,8 @@ def obstacles(datasets: Iterable[str], data_dir: Path) -> dict[str, list[str]]:
                 "TensorFlow, which prepares it, is not installed (pip install tensorflow)"
             )
         if reasons:
-            found[dataset] = reasons
-    return found
+            listed[dataset] = reasons
+    return listed
 
 
 def how_to_download(datasets: Iterable[str], data_dir: Path) -> str:

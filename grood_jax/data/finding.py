@@ -122,7 +122,7 @@ def find_sets(
         to get it.
     """
     wanted = [replace(w, spec=w.spec.of_kind(source)) for w in wanted]
-    found: dict[int, ImageSet] = {}
+    opened_sets: dict[int, ImageSet] = {}
     problems: dict[int, str] = {}
 
     def look(index: int) -> None:
@@ -132,11 +132,11 @@ def find_sets(
             problems[index] = str(error)
         else:
             if opened is not None:
-                found[index] = opened
+                opened_sets[index] = opened
 
     for index in range(len(wanted)):
         look(index)
-    absent = {i: w for i, w in enumerate(wanted) if i not in found and i not in problems}
+    absent = {i: w for i, w in enumerate(wanted) if i not in opened_sets and i not in problems}
     names = {i: name for i, w in absent.items() if (name := w.spec.in_catalogue) is not None}
     obstacles = downloading.obstacles(names.values(), data_dir) if download else {}
     within_reach = {i: n for i, n in names.items() if download and n not in obstacles}
@@ -156,7 +156,7 @@ def find_sets(
         look(index)
     if problems:
         raise UserError("; ".join(problems.values()))
-    return [found.get(i) for i in range(len(wanted))]
+    return [opened_sets.get(i) for i in range(len(wanted))]
 
 
 def _open(spec: SetSpec, data_dir: Path, preprocessing: Preprocessing) -> ImageSet | None:

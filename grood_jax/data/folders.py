@@ -167,8 +167,8 @@ class FolderSource:
         if not root.is_dir():
             require_absent(root, "folder")
             return None
-        found = files_in(root, pictures.suffixes())
-        paths, left_out = found.paths, found.complaints(root)
+        files = files_in(root, pictures.suffixes())
+        paths, left_out = files.paths, files.complaints(root)
         if not paths:
             why = "".join(f"; {line}" for line in left_out)
             raise UserError(f"{root} holds no images ({', '.join(pictures.suffixes())}){why}")
@@ -223,7 +223,7 @@ def files_in(root: Path, suffixes: Sequence[str]) -> Files:
       root: the folder.
       suffixes: of the names wanted, lower case.
     """
-    found: list[str] = []
+    paths: list[str] = []
     left_out: dict[str, list[str]] = {}
     top = os.path.realpath(root)
     seen: set[str] = set()
@@ -252,10 +252,10 @@ def files_in(root: Path, suffixes: Sequence[str]) -> Files:
             elif not os.path.isfile(place):
                 left_out.setdefault("that are no regular files", []).append(path)
             elif name.lower().endswith(tuple(suffixes)):
-                found.append(path)
+                paths.append(path)
             elif not name.startswith("."):
                 left_out.setdefault(OTHERS, []).append(path)
-    return Files(tuple(sorted(found)), left_out)
+    return Files(tuple(sorted(paths)), left_out)
 
 
 def require_absent(path: Path, kind: str) -> None:

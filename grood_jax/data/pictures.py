@@ -141,8 +141,8 @@ def require_few_scans(picture: Image.Image, encoded: bytes, max_pixels: int = MA
 def _scans(encoded: bytes) -> int:
     """How many scans a decoder finds, as far as it matters; what follows the picture is not its."""
     place, scans = 2, 0
-    while scans <= MAX_SCANS and (found := _MARKER.search(encoded, place)) is not None:
-        marker, place = found.group(1)[0], found.end()
+    while scans <= MAX_SCANS and (match := _MARKER.search(encoded, place)) is not None:
+        marker, place = match.group(1)[0], match.end()
         if marker == 0xD9:
             break
         scans += marker == 0xDA
@@ -219,5 +219,5 @@ def _bits(picture: Image.Image) -> int:
     """Of each value, where a TIFF says so; 16 otherwise."""
     tags = getattr(picture, "tag_v2", None) or {}
     bits = tags.get(_BITS, 16)
-    found = bits[0] if isinstance(bits, tuple) and bits else bits
-    return found if isinstance(found, int) and 8 < found <= 16 else 16
+    depth = bits[0] if isinstance(bits, tuple) and bits else bits
+    return depth if isinstance(depth, int) and 8 < depth <= 16 else 16

@@ -79,10 +79,10 @@ def percentile_of(values: Float[Array, "n d"], percentile: float) -> float:
             high = middle
         else:
             low = middle + 1
-    found = _number(low)
-    if place == rank or _count(values, found) > rank + 1:
-        return float(found)
-    return float(found) + (place - rank) * (float(_next(values, found)) - float(found))
+    value = _number(low)
+    if place == rank or _count(values, value) > rank + 1:
+        return float(value)
+    return float(value) + (place - rank) * (float(_next(values, value)) - float(value))
 
 
 def _order(value: Float[Array, ""]) -> int:

@@ -91,9 +91,9 @@ def nnguide(*, k: int = 100, sampling_ratio: float | None = None) -> Detector:
         ) -> tuple[Float[Array, "b k"], None]:
             number, rows = block
             real = number * length + jnp.arange(length) < state.size
-            found = jnp.where(real[None, :], product(queries, rows.T), -jnp.inf)
+            products = jnp.where(real[None, :], product(queries, rows.T), -jnp.inf)
             # Fused with what surrounds it, XLA for CPU sorts all the values.
-            values = lax.optimization_barrier(jnp.concatenate([best, found], axis=1))
+            values = lax.optimization_barrier(jnp.concatenate([best, products], axis=1))
             return lax.top_k(values, k)[0], None
 
         start = jnp.full((len(queries), k), -jnp.inf, jnp.float32)

@@ -104,7 +104,7 @@ def openmax(*, tail: int = 20, alpha: int = 3, distance: Distance = "euclidean")
         distances = _distances(logits, means[labels], distance)
         tails, valid = _tails(np.asarray(distances), labels, counts, tail)
         starts, shapes, log_scales = (
-            jnp.asarray(found, jnp.float32) for found in _fit_weibull(tails, valid)
+            jnp.asarray(parameter, jnp.float32) for parameter in _fit_weibull(tails, valid)
         )
         return OpenMaxState(means, starts, shapes, log_scales)
 

@@ -122,5 +122,5 @@ def _most_likely_temperature(logits: Float[Array, "n c"], labels: Int[Array, " n
     bound = jnp.float32(math.log(LIMIT))
     start = (jnp.int32(0), -bound, bound, jnp.float32(0.0), jnp.float32(jnp.inf))
     u = lax.while_loop(unfinished, improve, start)[3]
-    found = (slopes(-bound)[0] < 0) & (slopes(bound)[0] > 0)
-    return jnp.where(found, jnp.exp(-u), 1.0)
+    turns = (slopes(-bound)[0] < 0) & (slopes(bound)[0] > 0)
+    return jnp.where(turns, jnp.exp(-u), 1.0)

@@ -73,8 +73,8 @@ def vim(*, dim: int | None = None) -> Detector:
     def fit(training: Training, key: Array) -> ViMState:
         del key
         space = residual_space("vim", training, dim)
-        found = _norms(space, jnp.asarray(training.outputs.features))
-        residuals, lengths = (np.asarray(each, np.float64).mean() for each in found)
+        norms = _norms(space, jnp.asarray(training.outputs.features))
+        residuals, lengths = (np.asarray(each, np.float64).mean() for each in norms)
         logits = np.asarray(training.outputs.logits, np.float64)
         largest, center = logits.max(axis=1).mean(), logits.mean()
         shift = 0.0 if largest > 0 else 1.0

@@ -27,14 +27,14 @@ def media_type(header: str) -> str:
     Raises:
       HTTPException: 415, it is none that is read here.
     """
-    found = header.partition(";")[0].strip().lower()
-    if found not in (*IMAGE_TYPES, JSON_TYPE, NPY_TYPE):
+    kind = header.partition(";")[0].strip().lower()
+    if kind not in (*IMAGE_TYPES, JSON_TYPE, NPY_TYPE):
         raise HTTPException(
             415,
-            f"Content-Type is {found[:100]!r}; expected {', '.join(IMAGE_TYPES)}, {JSON_TYPE} or "
+            f"Content-Type is {kind[:100]!r}; expected {', '.join(IMAGE_TYPES)}, {JSON_TYPE} or "
             f"{NPY_TYPE}",
         )
-    return found
+    return kind
 
 
 def read(
@@ -78,13 +78,13 @@ def _from_file(
 
 def _from_json(body: bytes, preprocessing: Preprocessing, limits: Limits) -> np.ndarray:
     try:
-        found = json.loads(body)
+        parsed = json.loads(body)
     # ValueError also for bytes that are no text; RecursionError for [[[[…
     except (ValueError, RecursionError) as error:
         raise HTTPException(400, f"the body is no JSON: {error}"[:200]) from error
-    if not isinstance(found, dict) or list(found) != ["pixels"]:
+    if not isinstance(parsed, dict) or list(parsed) != ["pixels"]:
         raise HTTPException(422, 'the JSON is not of the form {"pixels": [...]}')
-    pixels = found["pixels"]
+    pixels = parsed["pixels"]
     one = _one(preprocessing)
     shape = (len(pixels), *one) if _depth(pixels) == 4 else one
     _check_shape(shape, preprocessing, limits)

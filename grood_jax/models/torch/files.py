@@ -83,12 +83,12 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
             return _without_prefixes(safetensors_files.arrays(content))
         return _without_prefixes(_read_legacy(content))
     except (_Refused, safetensors_files.Malformed) as error:
-        found = str(error)
+        problem = str(error)
     except Exception as error:
         # Damaged pickles and zips raise whatever their readers stumble over.
-        found = f"it is damaged or cut short ({type(error).__name__}: {error})"
+        problem = f"it is damaged or cut short ({type(error).__name__}: {error})"
     raise UserError(
-        f"{path} is no readable PyTorch state dict: {found}; expected what "
+        f"{path} is no readable PyTorch state dict: {problem}; expected what "
         "torch.save(model.state_dict(), path) or safetensors.torch.save_file writes"
     )
 
@@ -316,15 +316,15 @@ def _tensors(loaded: Any) -> dict[str, _Tensor]:
     if not isinstance(loaded, dict):
         raise _Refused(f"it holds a {type(loaded).__name__}, not a dict of tensors")
     wrapped = [dict.get(loaded, key) for key in _WRAPPERS]
-    found = next((entry for entry in wrapped if isinstance(entry, dict)), loaded)
+    entries = next((entry for entry in wrapped if isinstance(entry, dict)), loaded)
     # dict's own method: a pickle may put an attribute `items` on an OrderedDict.
     tensors = {
         name: value
-        for name, value in dict.items(found)
+        for name, value in dict.items(entries)
         if isinstance(name, str) and isinstance(value, _Tensor)
     }
     if not tensors:
-        raise _Refused(f"it holds no tensors, only {reprlib.repr(list(found))}")
+        raise _Refused(f"it holds no tensors, only {reprlib.repr(list(entries))}")
     for name, tensor in tensors.items():
         if not isinstance(tensor.storage, _Storage):
             raise _Refused(f"tensor {name} has no storage")
@@ -363,8 +363,10 @@ def _array(name: str, tensor: _Tensor, block: bytes | memoryview) -> np.ndarray:
 
 
 def _without_prefixes(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    found = dict(arrays)
+    tensors = dict(arrays)
     # One may stand before another.
-    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in found)), None):
-        found = {name[len(prefix) :]: array for name, array in found.items()}
-    return found
+    while prefix := next(
+        (p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None
+    ):
+        tensors = {name[len(prefix) :]: array for name, array in tensors.items()}
+    return tensors
