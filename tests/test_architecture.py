@@ -50,7 +50,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "orbax": ("storage",),
     "prometheus_client": ("deploying.serving",),
     "requests": ("data.download",),
-    "scipy": ("data.builtin",),
+    "scipy": ("data.builtin", "maths.intervals"),
     "sklearn": ("maths.metrics", "data.builtin", "evaluation.report"),
     "starlette": ("deploying.serving",),
     "tensorflow_datasets": ("data.tfds",),
