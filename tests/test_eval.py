@@ -1,5 +1,7 @@
 """The command line of evaluation, run as a user runs it."""
 
+import csv
+import io
 import json
 import re
 import signal
@@ -240,6 +242,7 @@ def test_all_detectors(in_digits, tmp_path):
         (["--detectors", "grood:interpolate=3"], "interpolate is 3; expected"),
         (["--detectors", "grood:ood_prototype=nois"], "did you mean 'noise'"),
         (["--detectors"], "detectors"),
+        (["--format", "html"], "format"),
         (["--limit", "0"], "limit is 0; expected at least 1"),
         (["--batch-size", "0"], "batch_size is 0; expected at least 1"),
         (["--bogus"], "--bogus"),
@@ -357,6 +360,14 @@ def test_an_interrupt_ends_with_one_line_and_status_1(tmp_path, interruptible):
     assert process.returncode == 1
     assert rest.strip().splitlines()[-1] == "interrupted"
     assert "Traceback" not in rest
+
+
+def test_tables_for_other_programs(in_digits, tmp_path, capsys):
+    evaluate(tmp_path, "--detectors", "msp", "energy", "--limit", "60", "--format", "csv")
+    said = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(said.out)))
+    assert [row["detector"] for row in rows] == ["msp", "energy"]
+    assert "ID accuracy" in said.err
 
 
 def test_run_is_a_function_of_its_configuration(in_digits, tmp_path):

@@ -132,15 +132,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         import jax
 
-        from grood_jax.evaluation import pipeline, results
+        from grood_jax.evaluation import pipeline, tables
 
         record = run(config, say=tell, show_progress=True, commandline=words)
         if config.distributed and jax.process_index() > 0:
             return
-        print(results.table(record))
-        print(f"ID accuracy {record['id_accuracy']:.4f} ({record['data']['test']['n']} images)")
-        for name, share in record["shifted_accuracy"].items():
-            print(f"accuracy on {name} {share:.4f} ({record['data'][name]['n']} images)")
+        print(tables.written(record, config.format))
+        # What other programs are to read holds nothing else.
+        say = print if config.format == "table" else tell
+        for line in tables.accuracies(record):
+            say(line)
         if record["failed"]:
             raise UserError(pipeline.summary(record["failed"]))
 

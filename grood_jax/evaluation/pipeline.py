@@ -364,8 +364,7 @@ def score(
         "fit_seconds": fitted.seconds,
         "score_seconds_per_image": seconds / sum(map(len, scores.values())),
         "datasets": datasets,
-        "near": results.group_means(datasets, "near"),
-        "far": results.group_means(datasets, "far"),
+        **{g: results.group_figures(datasets, g, inside, scores) for g in ("near", "far")},
     }
     if chosen is not None:
         figures["search"] = chosen.record()

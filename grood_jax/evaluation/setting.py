@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from grood_jax import benchmarks, models
 from grood_jax.data.finding import Kind
+from grood_jax.evaluation.tables import Form
 from grood_jax.support import checks
 
 
@@ -77,6 +79,7 @@ class EvalConfig(Setting):
         same images runs no network.
       whole_fingerprints: tell sets apart by all their content; by default where that is more than
         256 MiB, by labels and by names, sizes and times of change of their files.
+      format: of the tables that are printed.
       report: write report.html, and its figures as files, beside results.json; needs matplotlib.
       save_scores: write scores.npz beside results.json: float32 arrays by DETECTOR/SET.
       distributed: evaluate in several processes that are given the same command, each of which
@@ -95,6 +98,7 @@ class EvalConfig(Setting):
     search: bool = False
     cache_dir: Path | None = None
     whole_fingerprints: bool = False
+    format: Form = "table"
     report: bool = True
     save_scores: bool = False
     distributed: bool = False
@@ -111,6 +115,7 @@ class EvalConfig(Setting):
         """
         super().__post_init__()
         checks.fraction("train_share", self.train_share, zero=False)
+        checks.choice("format", self.format, get_args(Form))
         for name in ("coordinator", "num_processes", "process_id"):
             if getattr(self, name) is not None and not self.distributed:
                 raise ValueError(f"{name} is given; expected distributed too")
