@@ -48,6 +48,7 @@ __all__ = [
     "fit_detectors",
     "prepare",
     "score",
+    "unmet",
 ]
 
 
@@ -213,6 +214,35 @@ def prepare(
     if id_validation is not None and any(detector.id_validation for _, detector in detectors):
         held_in = jax.tree.map(jnp.asarray, id_validation())
     return Fitter(seen, ood, head, fit_key, held_in)
+
+
+def unmet(
+    backbone: Backbone,
+    name: str,
+    detector: Detector,
+    images: Any,
+    *,
+    noise: Any = None,
+    validation: Any = None,
+) -> str | None:
+    """Why `prepare` would refuse a detector; None where it would not.
+
+    Args:
+      backbone: the classifier.
+      name: of the detector, for the reason.
+      detector: the detector.
+      images: some images as the network takes them; their shape and dtype count.
+      noise: as for `prepare`, like the next.
+      validation: likewise.
+    """
+    needs = dict.fromkeys((*detector.needs, *detector.fit_needs), name)
+    try:
+        _require_sources([] if detector.ood is None else [detector.ood], noise, validation)
+        _class_head(backbone, [name] if detector.head else [])
+        require_needs(backbone, needs, images)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _raw_noise(count: int, key: Array, shape: tuple[int, ...]) -> Iterator[Batch]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import jax
@@ -371,6 +372,33 @@ def score(
     return Scored(figures, scores)
 
 
+def score_all(
+    fitted: FittedAll,
+    passed: Passed,
+    groups: Mapping[str, Group],
+    failures: Failures,
+    chosen: Mapping[str, tuning.Chosen] = MappingProxyType({}),
+) -> dict[str, Scored]:
+    """Figures and scores of all detectors that can be scored, by their names.
+
+    Args:
+      fitted: the detectors.
+      passed: the network's outputs.
+      groups: of the OOD sets.
+      failures: takes the names of those that cannot be scored.
+      chosen: how options were chosen, by name.
+
+    Raises:
+      UserError: none of them can be scored.
+    """
+    scored = {
+        name: failures.of(name, partial(score, own, passed, groups, chosen.get(name)))
+        for name, own in fitted.detectors.items()
+    }
+    failures.require_some_success(fitted.detectors)
+    return {name: own for name, own in scored.items() if own is not None}
+
+
 def record(
     inputs: Inputs,
     passed: Passed,
@@ -517,11 +545,4 @@ def evaluate(inputs: Inputs, candidates: Candidates) -> Evaluation:
     failures.require_some_success(candidates)
     passed = pass_test_sets(inputs, fitted)
     groups: dict[str, Group] = {name: group for name, (group, _) in inputs.data.ood.items()}
-    scored = {
-        name: failures.of(name, partial(score, own, passed, groups, chosen.get(name)))
-        for name, own in fitted.detectors.items()
-    }
-    failures.require_some_success(candidates)
-    return Evaluation(
-        fitted, passed, {name: own for name, own in scored.items() if own is not None}, failures
-    )
+    return Evaluation(fitted, passed, score_all(fitted, passed, groups, failures, chosen), failures)

@@ -21,7 +21,7 @@ LOWER = ("fpr95",)
 """What is better where it is lower."""
 
 GROUPS = ("near", "far")
-SHOWN = ("auroc", "fpr95")
+SHOWN: tuple[Metric, ...] = ("auroc", "fpr95")
 """The metrics that a page or a screen shows."""
 
 NONE = "—"

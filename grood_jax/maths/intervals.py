@@ -69,6 +69,7 @@ def auroc_interval(
 
     Examples:
       >>> import numpy as np
+      >>> from grood_jax.maths.intervals import auroc_interval
       >>> low, high = auroc_interval(np.arange(50.0), [np.arange(50.0) + 30])
       >>> round(low, 3), round(high, 3)
       (0.872, 0.968)
