@@ -29,6 +29,9 @@ NONE = "—"
 
 LATEX = {c: rf"\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
+    "±": r"$\pm$",
+    "−": "$-$",
+    NONE: "--",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
 }
@@ -100,7 +103,7 @@ def rows(results: Mapping[str, Any], metric: Metric = "auroc") -> dict[str, list
     checks.choice("metric", metric, get_args(Metric))
     across = columns(results)
     found = {
-        name: [_cell(column.figures(detector), metric) for column in across]
+        name: [cell(column.figures(detector), metric) for column in across]
         for name, detector in results["detectors"].items()
     }
     # Results of earlier versions say nothing of failures.
@@ -108,7 +111,13 @@ def rows(results: Mapping[str, Any], metric: Metric = "auroc") -> dict[str, list
     return _placed(found, metric in LOWER)
 
 
-def _cell(figures: Mapping[str, Any], metric: str) -> Cell:
+def cell(figures: Mapping[str, Any], metric: Metric) -> Cell:
+    """A figure, with its interval if it has one.
+
+    Args:
+      figures: of a set, or means over sets.
+      metric: which.
+    """
     value, ends = float(figures[metric]), figures.get("auroc_interval")
     if metric != "auroc" or ends is None:
         return Cell(value)
@@ -213,6 +222,22 @@ def latex_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
             r"\end{tabular}",
         ]
     )
+
+
+def table_of(head: Sequence[str], lines: Sequence[Sequence[str]], form: Form) -> str:
+    """Cells as a table on a screen, in Markdown or in LaTeX.
+
+    Args:
+      head: the titles.
+      lines: cells as text.
+      form: "table", "markdown" or "latex".
+    """
+    if form == "markdown":
+        return markdown_table(head, lines)
+    if form == "latex":
+        escaped = [[_for_latex(word) for word in line] for line in (head, *lines)]
+        return latex_table(escaped[0], escaped[1:])
+    return aligned([head, *lines])
 
 
 def _for_latex(words: str) -> str:
