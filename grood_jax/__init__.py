@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from grood_jax.deploying.ood_classifier import OODClassifier, Prediction
     from grood_jax.evaluation.evaluated import Evaluated
     from grood_jax.evaluation.evaluating import evaluate
+    from grood_jax.evaluation.from_outputs import evaluate_outputs
     from grood_jax.maths.gradients import ood_gradients
     from grood_jax.maths.metrics import ood_metrics
     from grood_jax.maths.mixup import mix_with_prototypes
@@ -56,6 +57,7 @@ __all__ = [
     "class_prototypes",
     "detectors",
     "evaluate",
+    "evaluate_outputs",
     "grow_bank",
     "merge_banks",
     "mix_with_prototypes",
@@ -83,6 +85,7 @@ _HOMES = {
     "build_bank_in_pieces": "neighbors.building",
     "class_prototypes": "maths.prototypes",
     "evaluate": "evaluation.evaluating",
+    "evaluate_outputs": "evaluation.from_outputs",
     "grow_bank": "neighbors.building",
     "merge_banks": "neighbors.building",
     "mix_with_prototypes": "maths.mixup",

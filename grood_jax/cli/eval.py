@@ -49,7 +49,10 @@ def run(
     """
     from grood_jax.passes import processes
 
-    words = commandline or provenance.command_line(PROGRAM, config, always=("dataset",))
+    always = () if config.outputs is not None else ("dataset",)
+    words = commandline or provenance.command_line(PROGRAM, config, always=always)
+    if config.outputs is not None:
+        return _evaluate_outputs(config, config.outputs, say, words)
     if not config.distributed:
         return _evaluate(config, processes.Processes(), say, show_progress, words)
     crew = processes.start(config.coordinator, config.num_processes, config.process_id)
@@ -77,6 +80,41 @@ def _say_nothing(line: str) -> None:
     del line
 
 
+def _evaluate_outputs(
+    config: EvalConfig, folder: Path, say: Callable[[str], None], words: str
+) -> dict[str, Any]:
+    from grood_jax.evaluation import report as reports
+    from grood_jax.evaluation import results
+    from grood_jax.evaluation.from_outputs import evaluate_outputs
+    from grood_jax.storage.outputs import read_outputs
+
+    held = read_outputs(folder)
+    output_dir = config.output_dir or Path("results") / folder.resolve().name
+    _say_beforehand(config, output_dir, say)
+    require_directory("output_dir", output_dir)
+    made = evaluate_outputs(
+        held.train,
+        held.test,
+        held.near,
+        held.far,
+        head=held.head,
+        id_validation=held.id_validation,
+        detectors=None if config.detectors == EvalConfig.detectors else config.detectors,
+        seed=config.seed,
+        name=folder.resolve().name,
+        source=str(folder),
+    )
+    made.results["command"] = words
+    say(f"results in {made.save(output_dir)}")
+    for name, reason in made.left_out.items():
+        say(f"left out {name}: {reason}")
+    if config.save_scores:
+        results.write_scores(made.scores, output_dir / "scores.npz")
+    if config.report and reports.can_draw():
+        say(f"report in {made.report(output_dir)}")
+    return made.results
+
+
 def _evaluate(
     config: EvalConfig,
     crew: "grood_jax.passes.processes.Processes",
@@ -87,6 +125,7 @@ def _evaluate(
     from grood_jax.evaluation import pipeline, results
     from grood_jax.evaluation import report as reports
     from grood_jax.evaluation.tuning import create_candidates
+    from grood_jax.storage.outputs import write_outputs
 
     candidates = create_candidates(config.detectors, config.search)
     benchmark, data, place = pipeline.open_sets(config, candidates, crew, say)
@@ -94,8 +133,9 @@ def _evaluate(
     if crew.leads:
         _say_beforehand(config, output_dir, say)
         require_directory("output_dir", output_dir)
-        if config.cache_dir is not None:
-            require_directory("cache_dir", config.cache_dir)
+        for name in ("cache_dir", "save_outputs"):
+            if (folder := getattr(config, name)) is not None:
+                require_directory(name, folder)
     inputs = pipeline.open_inputs(config, benchmark, data, place, crew, say, show_progress)
     made = pipeline.evaluate(inputs, candidates)
     record = pipeline.record(inputs, made.passed, made.scored, made.failures, words)
@@ -109,6 +149,9 @@ def _evaluate(
     scores = {name: own.scores for name, own in made.scored.items()}
     if config.save_scores:
         results.write_scores(scores, output_dir / "scores.npz")
+    if config.save_outputs is not None:
+        write_outputs(config.save_outputs, pipeline.saved_outputs(inputs, made))
+        say(f"outputs in {config.save_outputs}")
     if config.report and reports.can_draw():
         drawn = {name: made.fitted.detectors[name] for name in scores}
         say(f"report in {reports.write(record, shown, drawn, scores, output_dir)}")

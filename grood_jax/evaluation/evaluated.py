@@ -38,11 +38,17 @@ class Evaluated:
         """Why detectors are not among the others, by name."""
         return dict(self.results["failed"])
 
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Why detectors were not tried, by name: they need what there is not."""
+        return dict(self.results.get("left_out", {}))
+
     def __repr__(self) -> str:
         """The tables, the accuracy, and what failed."""
         lines = [tables.text(self.results)] if self.scores else []
         lines += tables.accuracies(self.results)
         lines += [f"{name} failed: {reason}" for name, reason in self.failed.items()]
+        lines += [f"{name} left out: {reason}" for name, reason in self.left_out.items()]
         return "\n".join(lines)
 
     def to_markdown(self, metric: Metric = "auroc") -> str:

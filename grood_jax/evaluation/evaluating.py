@@ -42,6 +42,7 @@ def evaluate(
     *,
     preprocessing: Any = None,
     validation: Any = None,
+    id_validation: Any = None,
     seed: int = 0,
     batch_size: int = 256,
     progress: bool = False,
@@ -68,6 +69,8 @@ def evaluate(
       preprocessing: how bytes and files are brought to the network: (mean, std, size), of values
         scaled to [0, 1], or a `Preprocessing`.
       validation: held-out OOD images, for detectors that ask for them.
+      id_validation: images of the training classes, with labels, that neither the network nor
+        ``test`` has seen, for detectors that are better fitted on such.
       seed: of all that is random.
       batch_size: images in each forward pass, where batches are made here.
       progress: shows bars on stderr.
@@ -95,10 +98,15 @@ def evaluate(
     held_out = None
     if validation is not None:
         held_out = opener.open("validation", validation, labels=False, again=True)
+    held_in = None
+    if id_validation is not None:
+        held_in = opener.open(
+            "id_validation", id_validation, labels=True, classes=train_set.classes
+        )
     network = spread(opener.backbone)
     failures = Failures()
     sources = {"noise": _noise(opener, train_set), "validation": _all_of(held_out)}
-    fitted = _fit(network, train_set, wanted, seed, sources, failures)
+    fitted = _fit(network, train_set, wanted, seed, sources, held_in, failures)
     given = {"test": test_set, **sets}
     passed = _pass(network, given, fitted)
     by_name: dict[str, Group] = {own: group for own, (group, _) in groups.items()}
@@ -129,6 +137,7 @@ def _fit(
     wanted: Mapping[str, tuple[Detector]],
     seed: int,
     sources: Mapping[str, Any],
+    held_in: Given | None,
     failures: Failures,
 ) -> FittedAll:
     """Fits what can be fitted on one pass over the training set."""
@@ -140,7 +149,16 @@ def _fit(
     failures.require_some_success(wanted)
     able = {word: own for word, own in wanted.items() if word not in failures.reasons}
     key = jax.random.key(seed)
-    fitter = fitting.prepare(network, train.read, pipeline.every(able), key=key, **sources)
+    fitter = fitting.prepare(
+        network,
+        train.read,
+        pipeline.every(able),
+        key=key,
+        id_validation=None
+        if held_in is None
+        else lambda: extract_labelled(network, held_in.read(None)),
+        **sources,
+    )
     fitted = pipeline.fit(fitter, able, {}, failures)
     failures.require_some_success(wanted)
     return fitted
@@ -182,7 +200,9 @@ def chosen(detectors: Detectors, default: Sequence[str] = DEFAULT) -> dict[str, 
             if isinstance(own, Detector):
                 pairs.append((own.name, own))
             elif isinstance(own, str):
-                pairs += [(word, one) for word, (one,) in create_candidates([own], False).items()]
+                made = create_candidates([own], False)
+                known = {name for name, _ in pairs}
+                pairs += [(word, one) for word, (one,) in made.items() if word not in known]
             else:
                 raise TypeError(f"detectors holds {own!r}; expected names or detectors")
     else:

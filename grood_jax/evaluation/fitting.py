@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from grood_jax.backbone.backbone import Backbone, require_backbone
 from grood_jax.backbone.outputs import Mix, Need, Outputs
@@ -46,6 +46,7 @@ __all__ = [
     "extract_labelled",
     "fit_all",
     "fit_detectors",
+    "from_outputs",
     "prepare",
     "score",
     "unmet",
@@ -214,6 +215,40 @@ def prepare(
     if id_validation is not None and any(detector.id_validation for _, detector in detectors):
         held_in = jax.tree.map(jnp.asarray, id_validation())
     return Fitter(seen, ood, head, fit_key, held_in)
+
+
+def from_outputs(
+    outputs: Outputs,
+    labels: Int[np.ndarray, " m"],
+    head: tuple[Any, Any] | None,
+    *,
+    key: Array,
+    id_validation: Labelled | None = None,
+) -> Fitter:
+    """What `prepare` computes, of a training set's outputs that are there already.
+
+    For detectors that need neither images nor what stands for OOD ones.
+
+    Args:
+      outputs: of the training set.
+      labels: its classes.
+      head: the class head's weights (D, C) and bias (C,), if it is known.
+      key: as for `prepare`: the same gives the same randomness.
+      id_validation: outputs and labels of ID images that the network was not trained on.
+    """
+
+    def no_images(*given: Any) -> Any:
+        raise UserError("there are no images, only a network's outputs")
+
+    backbone = Backbone.from_functions({}, no_images, no_images)
+    on_device = Outputs(jnp.asarray(outputs.features), jnp.asarray(outputs.logits))
+    seen = TrainingPass(backbone, no_images, on_device, jnp.asarray(labels), None)
+    right = int((np.asarray(outputs.logits).argmax(axis=1) == labels).sum())
+    warn_of_chance("the training set", right, *outputs.logits.shape)
+    layer = None if head is None else (jnp.asarray(head[0]), jnp.asarray(head[1]))
+    held_in = None if id_validation is None else jax.tree.map(jnp.asarray, id_validation)
+    fit_key = jax.random.split(checks.key("key", key), 3)[2]
+    return Fitter(seen, {}, layer, fit_key, id_validation=held_in)
 
 
 def unmet(

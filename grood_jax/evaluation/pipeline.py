@@ -33,8 +33,10 @@ from grood_jax.passes.forward import extract_labelled
 from grood_jax.passes.memo import Memo, make_anew
 from grood_jax.passes.processes import Processes
 from grood_jax.passes.reading import BadImages, Reader
+from grood_jax.passes.training_pass import TrainingPass
 from grood_jax.storage.cache import OutputsCache
 from grood_jax.storage.checkpoints import Loaded
+from grood_jax.storage.outputs import OutputsFolder
 from grood_jax.support import provenance
 from grood_jax.support.errors import UserError, first_line
 
@@ -520,12 +522,14 @@ class Evaluation:
     """What all steps between opening and recording left.
 
     Attributes:
+      seen: the pass over the training set.
       fitted: the detectors.
       passed: the network's outputs.
       scored: figures and scores by detector.
       failures: the detectors that are in neither.
     """
 
+    seen: TrainingPass
     fitted: FittedAll
     passed: Passed
     scored: dict[str, Scored]
@@ -545,4 +549,26 @@ def evaluate(inputs: Inputs, candidates: Candidates) -> Evaluation:
     failures.require_some_success(candidates)
     passed = pass_test_sets(inputs, fitted)
     groups: dict[str, Group] = {name: group for name, (group, _) in inputs.data.ood.items()}
-    return Evaluation(fitted, passed, score_all(fitted, passed, groups, failures, chosen), failures)
+    scored = score_all(fitted, passed, groups, failures, chosen)
+    return Evaluation(fitter.seen, fitted, passed, scored, failures)
+
+
+def saved_outputs(inputs: Inputs, made: Evaluation) -> OutputsFolder:
+    """The network's outputs, as a folder holds them that `--outputs` reads."""
+
+    def arrays(outputs: Outputs, labels: Any = None) -> dict[str, np.ndarray]:
+        parts = {"features": outputs.features, "logits": outputs.logits, "labels": labels}
+        return {name: np.asarray(part) for name, part in parts.items() if part is not None}
+
+    ood: dict[str, dict[str, Any]] = {"near": {}, "far": {}}
+    for name, (group, _) in inputs.data.ood.items():
+        ood[group][name] = arrays(made.passed.outside[name])
+    network = inputs.backbone
+    head = None if network.head is None else devices.on_one(network.head(network.arrays))
+    return OutputsFolder(
+        arrays(made.seen.outputs, made.seen.labels),
+        arrays(*made.passed.inside["test"]),
+        ood["near"],
+        ood["far"],
+        None if head is None else {"weights": np.asarray(head[0]), "bias": np.asarray(head[1])},
+    )

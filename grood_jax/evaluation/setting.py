@@ -1,6 +1,6 @@
 """Which images, which classifier and which randomness: what the command lines are told."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_args
 
@@ -82,6 +82,9 @@ class EvalConfig(Setting):
       format: of the tables that are printed.
       report: write report.html, and its figures as files, beside results.json; needs matplotlib.
       save_scores: write scores.npz beside results.json: float32 arrays by DETECTOR/SET.
+      outputs: evaluate features and logits that lie in this folder, of any network, in place of
+        images; by default with all detectors that need none.
+      save_outputs: write the network's features and logits into this folder, for --outputs.
       distributed: evaluate in several processes that are given the same command, each of which
         reads its share of the images; the first writes the results.
       coordinator: HOST:PORT of the first process; found on TPU pods, Slurm and Open MPI, as are:
@@ -101,6 +104,8 @@ class EvalConfig(Setting):
     format: Form = "table"
     report: bool = True
     save_scores: bool = False
+    outputs: Path | None = None
+    save_outputs: Path | None = None
     distributed: bool = False
     coordinator: str | None = None
     num_processes: int | None = None
@@ -116,6 +121,28 @@ class EvalConfig(Setting):
         super().__post_init__()
         checks.fraction("train_share", self.train_share, zero=False)
         checks.choice("format", self.format, get_args(Form))
+        self._require_sense_of_outputs()
         for name in ("coordinator", "num_processes", "process_id"):
             if getattr(self, name) is not None and not self.distributed:
                 raise ValueError(f"{name} is given; expected distributed too")
+
+    def _require_sense_of_outputs(self) -> None:
+        if self.save_outputs is not None and self.full_spectrum:
+            raise ValueError(
+                "save_outputs is given with full_spectrum; expected one of them: the folder has no "
+                "place for shifted sets"
+            )
+        if self.outputs is None:
+            return
+        for field in fields(self):
+            if field.name not in WITH_OUTPUTS and getattr(self, field.name) != field.default:
+                raise ValueError(
+                    f"{field.name} is given with outputs; expected only "
+                    f"{', '.join(sorted(WITH_OUTPUTS - {'outputs'}))} beside it"
+                )
+
+
+WITH_OUTPUTS = {
+    *("outputs", "detectors", "output_dir", "seed", "format", "report", "save_scores"),
+}
+"""What can be said of an evaluation that has outputs for images."""

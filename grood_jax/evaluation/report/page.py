@@ -185,8 +185,9 @@ def _of_set(shown: ShownSet, most: list[Picture], least: list[Picture]) -> str:
     )
     if not most:
         strips = (
-            '<p class="dim">Not shown: some images could not be read, and the network\'s outputs '
-            "come from the cache, which does not say of which images they are.</p>"
+            '<p class="dim">Not shown: there are outputs alone, or images that can be read once; '
+            "or some could not be read, and the network's outputs come from the cache, which does "
+            "not say of which images they are.</p>"
         )
     return (
         f'<section class="set"><h3>{_text(shown.name)} <span class="dim">{shown.group}</span></h3>'
