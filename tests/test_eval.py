@@ -415,9 +415,12 @@ def test_prepared_data(tfds_data, tmp_path, dataset):
     assert {row["n"] for row in rows.values()} == {64}
 
 
-def test_options_are_searched_on_validation_images(in_digits, tmp_path):
+def test_options_are_searched_on_validation_images(in_digits, tmp_path, capsys):
     words = ("--detectors", "knn", "knn:k=20", "scale", "msp", "--search")
     found = evaluate(tmp_path, *words)
+    said = capsys.readouterr().err
+    assert "options of knn: 5 combinations" in said and "chosen for scale: percentile=" in said
+    assert "chosen for knn:k=20" not in said and "chosen for msp" not in said
     assert found["data"]["test"]["n"] == 433 - 44
     assert found["validation"]["id"]["n"] == 44 and found["validation"]["ood"]["n"] > 0
     rows = found["detectors"]

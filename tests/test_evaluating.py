@@ -15,7 +15,7 @@ import grood_jax as gj
 from grood_jax.data import Batch
 from grood_jax.detectors import Detector, Noise
 from grood_jax.evaluation import fitting
-from grood_jax.evaluation.evaluating import chosen, grouped
+from grood_jax.evaluation.evaluating import chosen, grouped, of_present_classes
 from grood_jax.maths import intervals
 from grood_jax.support.errors import UserError
 
@@ -177,6 +177,13 @@ def test_detectors_are_names_or_values():
     assert chosen({"mine": energy}) == {"mine": (energy,)}
 
 
+def test_detectors_expect_the_classes_of_the_data():
+    wanted = chosen(["grood", "msp"])
+    found = of_present_classes(wanted, np.array([3, 0, 3]))
+    assert found["grood"][0].options["present_classes"] == [0, 3]
+    assert found["msp"] == wanted["msp"]
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("detectors", "error", "said"),
@@ -234,6 +241,7 @@ def test_sets_may_be_called_near_or_far():
         ),
         ({"ood": {"a": tiny.images(1, 0)}}, UserError, r"ood\['a'\] has 1 images"),
         ({"seed": -1}, ValueError, "seed is -1"),
+        ({"present_classes": "none"}, ValueError, "present_classes is 'none'; expected one of all"),
         ({"batch_size": 0}, ValueError, "batch_size is 0"),
     ],
 )

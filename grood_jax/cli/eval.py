@@ -12,7 +12,7 @@ from grood_jax.evaluation.setting import EvalConfig
 from grood_jax.support import provenance
 from grood_jax.support.errors import UserError
 from grood_jax.support.files import require_directory
-from grood_jax.support.progress import says, tell
+from grood_jax.support.progress import says, tell, unsaid
 
 if TYPE_CHECKING:
     import grood_jax.passes.processes
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 PROGRAM = "python -m grood_jax.eval"
 
 DESCRIPTION = """Evaluates OOD detectors on a benchmark, in one forward pass for all of them, and
-writes results.json: AUROC, FPR@95 and AUPR as fractions, from scores that are higher for more OOD.
-Detectors and their options, with defaults: """
+writes results.json: AUROC, FPR@95 and AUPR as fractions, from scores that are higher for more
+OOD."""
 
 
 @says
@@ -57,7 +57,7 @@ def run(
         return _evaluate(config, processes.Processes(), say, show_progress, words)
     crew = processes.start(config.coordinator, config.num_processes, config.process_id)
     if not crew.leads:
-        say, show_progress = _say_nothing, False
+        say, show_progress = unsaid, False
     with crew.together():
         return _evaluate(config, crew, say, show_progress, words)
 
@@ -74,10 +74,6 @@ def _say_beforehand(config: EvalConfig, output_dir: Path, say: Callable[[str], N
             "report.html will not be written: matplotlib is missing; install it with pip install "
             "'grood-jax[report]', or leave the report out with --no-report"
         )
-
-
-def _say_nothing(line: str) -> None:
-    del line
 
 
 def _evaluate_outputs(
@@ -100,6 +96,7 @@ def _evaluate_outputs(
         head=held.head,
         id_validation=held.id_validation,
         detectors=None if config.detectors == EvalConfig.detectors else config.detectors,
+        present_classes=config.present_classes,
         seed=config.seed,
         name=folder.resolve().name,
         source=str(folder),
@@ -127,8 +124,10 @@ def _evaluate(
     from grood_jax.evaluation.tuning import create_candidates
     from grood_jax.storage.outputs import write_outputs
 
-    candidates = create_candidates(config.detectors, config.search)
+    candidates: pipeline.Candidates = create_candidates(config.detectors, config.search)
     benchmark, data, place = pipeline.open_sets(config, candidates, crew, say)
+    if config.present_classes == "data":
+        candidates = pipeline.of_present_classes(candidates, data.train, benchmark.num_classes, say)
     output_dir = config.output_dir or Path("results") / benchmark.name
     if crew.leads:
         _say_beforehand(config, output_dir, say)
@@ -137,7 +136,7 @@ def _evaluate(
             if (folder := getattr(config, name)) is not None:
                 require_directory(name, folder)
     inputs = pipeline.open_inputs(config, benchmark, data, place, crew, say, show_progress)
-    made = pipeline.evaluate(inputs, candidates)
+    made = pipeline.evaluate(inputs, candidates, say)
     record = pipeline.record(inputs, made.passed, made.scored, made.failures, words)
     shown = pipeline.shown_sets(inputs, made.passed) if config.report else []
     if not crew.leads:
@@ -161,8 +160,10 @@ def _evaluate(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
     given = sys.argv[1:] if argv is None else argv
-    listed = listed_detectors() if {"-h", "--help"} & {*given} else ""
-    config = command.parse(EvalConfig(), "grood_jax.eval", DESCRIPTION + listed, argv)
+    listing = ""
+    if {"-h", "--help"} & {*given}:
+        listing = f"\n\nDetectors and their options, with defaults:\n{listed_detectors()}"
+    config = command.parse(EvalConfig(), "grood_jax.eval", DESCRIPTION, argv, listing)
     from grood_jax.evaluation.tuning import create_candidates
 
     try:

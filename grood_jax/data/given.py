@@ -62,6 +62,7 @@ class Given:
       classes: names of the classes, where folders have told them.
       images: the set, where it holds pictures that are prepared by themselves.
       again: whether it can be read more than once.
+      known_labels: its labels, where they are known before it is read.
       seen: filled when all has been read: how many images, and their fingerprint.
     """
 
@@ -72,7 +73,14 @@ class Given:
     classes: tuple[str, ...] = ()
     images: ImageSet | None = None
     again: bool = True
+    known_labels: np.ndarray | None = None
     seen: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def labels(self) -> Int[np.ndarray, " n"]:
+        """All labels; where they are not known, the set is read for them."""
+        if self.known_labels is not None:
+            return self.known_labels
+        return np.concatenate([batch.labels[batch.valid] for batch in self.read(None)])
 
     def described(self) -> dict[str, Any]:
         """Source, number and fingerprint, for the results; once it has been read."""
@@ -136,7 +144,8 @@ class Door:
             for _ in read(np.arange(min(raw.count, self.batch_size))):
                 pass
         once = isinstance(given, Iterator)
-        return Given(name, raw.source, raw.shape, read, raw.classes, raw.images, not once, seen)
+        facts = (raw.classes, raw.images, not once, raw.labels)
+        return Given(name, raw.source, raw.shape, read, *facts, seen)
 
     def _raw(
         self, name: str, given: Any, labels: bool, again: bool, classes: tuple[str, ...]

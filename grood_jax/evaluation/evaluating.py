@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from grood_jax.evaluation.evaluated import Evaluated, collected
 from grood_jax.evaluation.fitting import FittedAll
 from grood_jax.evaluation.pipeline import Failures, Passed
 from grood_jax.evaluation.report import ShownSet
-from grood_jax.evaluation.tuning import create_candidates
+from grood_jax.evaluation.tuning import create_candidates, for_present
 from grood_jax.passes.devices import spread
 from grood_jax.passes.forward import extract_labelled
 from grood_jax.passes.reading import Reader
@@ -43,6 +43,7 @@ def evaluate(
     preprocessing: Any = None,
     validation: Any = None,
     id_validation: Any = None,
+    present_classes: Literal["all", "data"] = "all",
     seed: int = 0,
     batch_size: int = 256,
     progress: bool = False,
@@ -71,6 +72,8 @@ def evaluate(
       validation: held-out OOD images, for detectors that ask for them.
       id_validation: images of the training classes, with labels, that neither the network nor
         ``test`` has seen, for detectors that are better fitted on such.
+      present_classes: which classes detectors may expect: all of the network's, or those that the
+        training set holds.
       seed: of all that is random.
       batch_size: images in each forward pass, where batches are made here.
       progress: shows bars on stderr.
@@ -103,6 +106,8 @@ def evaluate(
         held_in = opener.open(
             "id_validation", id_validation, labels=True, classes=train_set.classes
         )
+    if checks.choice("present_classes", present_classes, ("all", "data")) == "data":
+        wanted = of_present_classes(wanted, train_set.labels())
     network = spread(opener.backbone)
     failures = Failures()
     sources = {"noise": _noise(opener, train_set), "validation": _all_of(held_out)}
@@ -220,6 +225,14 @@ def chosen(detectors: Detectors, default: Sequence[str] = DEFAULT) -> dict[str, 
             )
         found[name] = (own,)
     return found
+
+
+def of_present_classes(
+    wanted: Mapping[str, tuple[Detector]], labels: Int[np.ndarray, " n"]
+) -> dict[str, tuple[Detector]]:
+    """The same detectors, expecting no class but those of the labels."""
+    present = np.unique(labels).tolist()
+    return {word: (for_present(detector, present),) for word, (detector,) in wanted.items()}
 
 
 def grouped(ood: Any) -> dict[str, tuple[Group, Any]]:

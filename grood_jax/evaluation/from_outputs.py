@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from grood_jax.data import ArraySet
 from grood_jax.detectors import Detector, MixedTraining, Noise, Training, Validation, require_head
 from grood_jax.evaluation import fitting, pipeline
 from grood_jax.evaluation.evaluated import Evaluated, collected
-from grood_jax.evaluation.evaluating import Detectors, chosen, grouped
+from grood_jax.evaluation.evaluating import Detectors, chosen, grouped, of_present_classes
 from grood_jax.evaluation.pipeline import Failures, Passed
 from grood_jax.evaluation.report import ShownSet
 from grood_jax.passes.forward import Labelled
@@ -43,6 +43,7 @@ def evaluate_outputs(
     head: Any = None,
     id_validation: Any = None,
     detectors: Detectors = None,
+    present_classes: Literal["all", "data"] = "all",
     seed: int = 0,
     name: str = "saved outputs",
     source: str = "arrays",
@@ -67,6 +68,8 @@ def evaluate_outputs(
         detectors that are better fitted on such.
       detectors: as for `grood_jax.evaluate`; by default all that need no images, GROOD with the
         mean of the class prototypes among them.
+      present_classes: which classes detectors may expect: all of the network's, or those that the
+        training set holds.
       seed: of all that is random.
       name: of the data, for the results.
       source: where the outputs came from, for the results.
@@ -91,6 +94,8 @@ def evaluate_outputs(
     }
     layer, why = _given_head(known, head) if head is not None else recovered_head(known)
     wanted = chosen(detectors, [*BESIDES, *_all_names()])
+    if checks.choice("present_classes", present_classes, ("all", "data")) == "data":
+        wanted = of_present_classes(wanted, labels)
     failures, left_out = Failures(), dict[str, str]()
     for word, (detector,) in wanted.items():
         reason = _unmet(detector, why if layer is None else None)

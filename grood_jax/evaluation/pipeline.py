@@ -20,6 +20,7 @@ from grood_jax.backbone.backbone import Backbone
 from grood_jax.backbone.outputs import Need, Outputs
 from grood_jax.benchmarks import Benchmark, OpenBenchmark
 from grood_jax.data import ImageSet
+from grood_jax.data.sets import labels_of
 from grood_jax.detectors import Detector, Validation
 from grood_jax.evaluation import fitting, results, tuning
 from grood_jax.evaluation.accuracy import accuracy
@@ -28,6 +29,7 @@ from grood_jax.evaluation.fitting import Fitted, FittedAll, Fitter
 from grood_jax.evaluation.report import Group, ShownSet
 from grood_jax.evaluation.setting import EvalConfig
 from grood_jax.maths.metrics import ood_metrics
+from grood_jax.maths.prototypes import written
 from grood_jax.passes import devices
 from grood_jax.passes.forward import extract_labelled
 from grood_jax.passes.memo import Memo, make_anew
@@ -37,7 +39,7 @@ from grood_jax.passes.training_pass import TrainingPass
 from grood_jax.storage.cache import OutputsCache
 from grood_jax.storage.checkpoints import Loaded
 from grood_jax.storage.outputs import OutputsFolder
-from grood_jax.support import provenance
+from grood_jax.support import progress, provenance
 from grood_jax.support.errors import UserError, first_line
 
 T = TypeVar("T")
@@ -275,8 +277,37 @@ def pass_training_set(inputs: Inputs, candidates: Candidates) -> Fitter:
     )
 
 
+def of_present_classes(
+    candidates: Candidates, train: ImageSet, num_classes: int, say: Callable[[str], None]
+) -> Candidates:
+    """Candidates that expect no class but those of the training set.
+
+    Args:
+      candidates: the candidates.
+      train: the training set.
+      num_classes: how many classes the network tells apart.
+      say: told which are absent.
+    """
+    present = np.unique(labels_of(train))
+    absent = np.setdiff1d(np.arange(num_classes), present)
+    if not len(absent):
+        return candidates
+    say(
+        f"{len(absent)} of {num_classes} classes have no training sample ({written(absent)}), and "
+        "no detector expects them"
+    )
+    return {
+        word: tuple(tuning.for_present(detector, present.tolist()) for detector in tried)
+        for word, tried in candidates.items()
+    }
+
+
 def choose_options(
-    inputs: Inputs, fitter: Fitter, candidates: Candidates, failures: Failures
+    inputs: Inputs,
+    fitter: Fitter,
+    candidates: Candidates,
+    failures: Failures,
+    say: Callable[[str], None] = progress.unsaid,
 ) -> dict[str, tuning.Chosen]:
     """Of several candidates the best on the validation sets, by the word that describes them.
 
@@ -285,6 +316,7 @@ def choose_options(
       fitter: prepared for all candidates.
       candidates: the candidates.
       failures: takes the words of which no candidate could be fitted.
+      say: told what was chosen for each.
     """
     several = {word: tried for word, tried in candidates.items() if len(tried) > 1}
     if not several:
@@ -293,11 +325,17 @@ def choose_options(
     early = fitter.seen.early_prototypes
     parts = (present(inputs.data.id_validation), present(inputs.data.validation))
     inside, outside = (inputs.outputs_of(images, needs, early)[0] for images in parts)
-    chosen = {
-        word: failures.of(word, partial(tuning.choose, fitter, word, tried, inside, outside))
-        for word, tried in several.items()
-    }
-    return {word: choice for word, choice in chosen.items() if choice is not None}
+    chosen = {}
+    for word, tried in several.items():
+        title = f"options of {word}"
+        shown = inputs.read.progress
+        with progress.bar(len(tried), title, shown=shown, unit="combinations") as bar:
+            work = partial(tuning.choose, fitter, word, tried, inside, outside, bar.update)
+            choice = failures.of(word, work)
+        if choice is not None:
+            chosen[word] = choice
+            say(choice.line(word))
+    return chosen
 
 
 def fit(
@@ -536,15 +574,22 @@ class Evaluation:
     failures: Failures
 
 
-def evaluate(inputs: Inputs, candidates: Candidates) -> Evaluation:
+def evaluate(
+    inputs: Inputs, candidates: Candidates, say: Callable[[str], None] = progress.unsaid
+) -> Evaluation:
     """All steps between opening and recording: passes, fits, scores.
+
+    Args:
+      inputs: what is evaluated.
+      candidates: with which detectors.
+      say: takes lines of progress.
 
     Raises:
       UserError: what the data made impossible; no detector could be fitted or scored.
     """
     failures = Failures(inputs.config.limit)
     fitter = explained(inputs.config.limit, lambda: pass_training_set(inputs, candidates))
-    chosen = choose_options(inputs, fitter, candidates, failures)
+    chosen = choose_options(inputs, fitter, candidates, failures, say)
     fitted = fit(fitter, candidates, chosen, failures)
     failures.require_some_success(candidates)
     passed = pass_test_sets(inputs, fitted)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from grood_jax import benchmarks, models
 from grood_jax.data.finding import Kind
@@ -32,6 +32,8 @@ class Setting:
         the spot is trained on all.
       batch_size: images in each forward pass.
       workers: threads that read and decode images (default: one for each core, up to 32).
+      present_classes: which classes detectors may expect: all of the network's, or those that the
+        training data hold.
     """
 
     dataset: str = "digits"
@@ -45,6 +47,7 @@ class Setting:
     limit: int | None = None
     batch_size: int = 256
     workers: int | None = None
+    present_classes: Literal["all", "data"] = "all"
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -56,6 +59,7 @@ class Setting:
         benchmarks.check_name(self.dataset)
         checks.seed("seed", self.seed)
         checks.at_least("batch_size", self.batch_size, 1)
+        checks.choice("present_classes", self.present_classes, ("all", "data"))
         for name in ("limit", "workers"):
             if getattr(self, name) is not None:
                 checks.at_least(name, getattr(self, name), 1)
@@ -144,5 +148,6 @@ class EvalConfig(Setting):
 
 WITH_OUTPUTS = {
     *("outputs", "detectors", "output_dir", "seed", "format", "report", "save_scores"),
+    "present_classes",
 }
 """What can be said of an evaluation that has outputs for images."""
