@@ -234,7 +234,8 @@ class Door:
             )
         if len(pixels) < FEWEST:
             raise UserError(f"{name} has {len(pixels)} images; expected at least {FEWEST}")
-        classes = _labels(name, labels, len(pixels), wanted)
+        with checks.room(name, pixels.shape):
+            classes = _labels(name, labels, len(pixels), wanted)
         if pixels.dtype == np.uint8 and self.preprocessing is not None:
             _require_bytes(name, pixels)
             made = NpzSet(name, "arrays", pixels, classes, self.preprocessing)
@@ -297,6 +298,7 @@ class Door:
                 "one batch is empty"
             ) from None
         images = first.images if isinstance(first, Batch) else _parted(name, first)[0]
+        _require_image_dtype(name, np.asarray(checks.array_of(name, images)), self.backbone)
         if not _is_batch(name, first):
             raise TypeError(
                 f"{name} is a {type(given).__name__} that gives images of shape "
@@ -459,16 +461,36 @@ def door(
     return Door(backbone, prepare, batch_size, progress)
 
 
+def pictures_of(given: Any, prepare: Preprocessing) -> Any:
+    """Pictures of any size as bytes (B, H, W, C) of one; arrays of images stay as they are.
+
+    Args:
+      given: paths, encoded images, pictures of Pillow's or arrays of bytes (H, W, C); or one.
+      prepare: the size and channels that they are brought to.
+
+    Raises:
+      UserError: one of them is no image, or cannot be read; it is named by its place.
+    """
+    if isinstance(given, str | Path | bytes) or hasattr(given, "convert"):
+        given = [given]
+    if not isinstance(given, list | tuple) or not given or np.ndim(given[0]) > 3:
+        return given
+    if isinstance(given[0], np.ndarray) and given[0].dtype != np.uint8:
+        return given
+    found = ItemSet("images", "pictures", given, prepare, labelled=False)
+    return found.read(np.arange(len(given)))[0]
+
+
 def padded(images: np.ndarray, labels: Int[np.ndarray, " n"], size: int) -> Batch:
     """A batch of ``size`` rows, zeros in those that are not valid."""
     missing = size - len(images)
-    with checks.room("images", images.shape), np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):
         images = images if images.dtype == np.uint8 else images.astype(np.float32)
-        return Batch(
-            np.pad(images, [(0, missing)] + [(0, 0)] * (images.ndim - 1)),
-            np.pad(labels.astype(np.int32), (0, missing)),
-            np.arange(size) < len(images),
-        )
+    return Batch(
+        np.pad(images, [(0, missing)] + [(0, 0)] * (images.ndim - 1)),
+        np.pad(labels.astype(np.int32), (0, missing)),
+        np.arange(size) < len(images),
+    )
 
 
 def _preparation(given: Any) -> Preprocessing | None:
@@ -681,13 +703,12 @@ def _batches(name: str, given: Iterable[Any], backbone: Backbone, wanted: bool) 
                 f"{name} holds images of dtype {images.dtype} and shape {images.shape}; expected "
                 "normalised floating-point images (B, H, W, C)"
             )
-        labels = _labels(name, given_labels, len(images), wanted)
         shape = shape or images.shape[1:]
         if images.shape[1:] != shape:
             raise UserError(f"{name} holds images {images.shape[1:]}; expected {shape} as before")
         size = max(size, len(images))
         with checks.room(name, images.shape):
-            batch = padded(images, labels, size)
+            batch = padded(images, _labels(name, given_labels, len(images), wanted), size)
         yield batch
 
 
@@ -703,4 +724,4 @@ def _chosen(whole: Iterable[Batch], rows: Rows) -> Iterator[Batch]:
         start = stop
 
 
-__all__ = ["Door", "Given", "ItemSet", "door", "padded"]
+__all__ = ["Door", "Given", "ItemSet", "door", "padded", "pictures_of"]

@@ -110,7 +110,7 @@ def evaluate(
         wanted = of_present_classes(wanted, train_set.labels())
     network = spread(opener.backbone)
     failures = Failures()
-    sources = {"noise": _noise(opener, train_set), "validation": _all_of(held_out)}
+    sources = {"noise": noise_as(opener, train_set), "validation": _all_of(held_out)}
     fitted = _fit(network, train_set, wanted, seed, sources, held_in, failures)
     given = {"test": test_set, **sets}
     passed = _pass(network, given, fitted)
@@ -321,8 +321,13 @@ def shown_set(opener: Door, name: str, group: Any, given: Given, passed: Passed)
     return ShownSet(name, group, images, rows, passed.outputs[name])
 
 
-def _noise(opener: Door, train: Given) -> Any:
-    """What makes noise images, prepared as the others; None where it is not known how."""
+def noise_as(opener: Door, train: Given) -> Any:
+    """What makes noise images, prepared as those of a set; None where it is not known how.
+
+    Args:
+      opener: has opened the set.
+      train: the set.
+    """
     prepare, backbone = opener.preprocessing, opener.backbone
     if prepare is None and backbone.takes_bytes and len(train.shape) == 3:
         height, width, channels = train.shape
