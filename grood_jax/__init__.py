@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from grood_jax.backbone.backbone import Backbone
     from grood_jax.backbone.outputs import Mix, Outputs
     from grood_jax.conformal.drift import DriftMonitor
+    from grood_jax.data.preprocessing import Preprocessing
     from grood_jax.deploying.ood_classifier import OODClassifier, Prediction
+    from grood_jax.evaluation.evaluated import Evaluated
+    from grood_jax.evaluation.evaluating import evaluate
+    from grood_jax.evaluation.from_outputs import evaluate_outputs
     from grood_jax.maths.gradients import ood_gradients
     from grood_jax.maths.metrics import ood_metrics
     from grood_jax.maths.mixup import mix_with_prototypes
@@ -39,10 +43,12 @@ __all__ = [
     "Backbone",
     "Bank",
     "DriftMonitor",
+    "Evaluated",
     "Mix",
     "OODClassifier",
     "Outputs",
     "Prediction",
+    "Preprocessing",
     "ShardedBank",
     "UserError",
     "bank_rows",
@@ -50,6 +56,8 @@ __all__ = [
     "build_bank_in_pieces",
     "class_prototypes",
     "detectors",
+    "evaluate",
+    "evaluate_outputs",
     "grow_bank",
     "merge_banks",
     "mix_with_prototypes",
@@ -64,16 +72,20 @@ _HOMES = {
     "Backbone": "backbone.backbone",
     "Bank": "neighbors.bank",
     "DriftMonitor": "conformal.drift",
+    "Evaluated": "evaluation.evaluated",
     "Mix": "backbone.outputs",
     "OODClassifier": "deploying.ood_classifier",
     "Outputs": "backbone.outputs",
     "Prediction": "deploying.ood_classifier",
+    "Preprocessing": "data.preprocessing",
     "ShardedBank": "neighbors.bank",
     "UserError": "support.errors",
     "bank_rows": "neighbors.building",
     "build_bank": "neighbors.building",
     "build_bank_in_pieces": "neighbors.building",
     "class_prototypes": "maths.prototypes",
+    "evaluate": "evaluation.evaluating",
+    "evaluate_outputs": "evaluation.from_outputs",
     "grow_bank": "neighbors.building",
     "merge_banks": "neighbors.building",
     "mix_with_prototypes": "maths.mixup",

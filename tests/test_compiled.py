@@ -133,7 +133,7 @@ def test_grood_hands_over_to_the_chosen_command(name):
     assert (done.returncode, done.stderr) == (0, "")
     module = {"import-torch": "models.import_torch", "convert": "data.convert"}.get(name, name)
     # The earlier name of the package's report is not free for a door.
-    usage = "grood report" if name == "report" else f"python -m grood_jax.{module}"
+    usage = f"grood {name}" if name in ("compare", "report") else f"python -m grood_jax.{module}"
     assert f"usage: {usage}" in done.stdout
     assert f"grood_jax.cli.{name.replace('-', '_')}'" in done.stdout
 

@@ -1,5 +1,7 @@
 """The command line of evaluation, run as a user runs it."""
 
+import csv
+import io
 import json
 import re
 import signal
@@ -246,6 +248,7 @@ def test_all_detectors(in_digits, tmp_path):
         (["--detectors", "grood:interpolate=3"], "interpolate is 3; expected"),
         (["--detectors", "grood:ood_prototype=nois"], "did you mean 'noise'"),
         (["--detectors"], "detectors"),
+        (["--format", "html"], "format"),
         (["--limit", "0"], "limit is 0; expected at least 1"),
         (["--batch-size", "0"], "batch_size is 0; expected at least 1"),
         (["--bogus"], "--bogus"),
@@ -365,6 +368,14 @@ def test_an_interrupt_ends_with_one_line_and_status_1(tmp_path, interruptible):
     assert "Traceback" not in rest
 
 
+def test_tables_for_other_programs(in_digits, tmp_path, capsys):
+    evaluate(tmp_path, "--detectors", "msp", "energy", "--limit", "60", "--format", "csv")
+    said = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(said.out)))
+    assert [row["detector"] for row in rows] == ["msp", "energy"]
+    assert "ID accuracy" in said.err
+
+
 def test_run_is_a_function_of_its_configuration(in_digits, tmp_path):
     config = EvalConfig(detectors=("msp",), limit=50, output_dir=tmp_path)
     found = eval.run(config)
@@ -411,9 +422,12 @@ def test_prepared_data(tfds_data, tmp_path, dataset):
 
 
 @pytest.mark.slow
-def test_options_are_searched_on_validation_images(in_digits, tmp_path):
+def test_options_are_searched_on_validation_images(in_digits, tmp_path, capsys):
     words = ("--detectors", "knn", "knn:k=20", "scale", "msp", "--search")
     found = evaluate(tmp_path, *words)
+    said = capsys.readouterr().err
+    assert "options of knn: 5 combinations" in said and "chosen for scale: percentile=" in said
+    assert "chosen for knn:k=20" not in said and "chosen for msp" not in said
     assert found["data"]["test"]["n"] == 433 - 44
     assert found["validation"]["id"]["n"] == 44 and found["validation"]["ood"]["n"] > 0
     rows = found["detectors"]

@@ -4,10 +4,11 @@ import warnings
 
 import numpy as np
 import pytest
+import tiny_network as tiny
 
 from grood_jax import benchmarks
 from grood_jax.data import ArraySet, Preprocessing, batches
-from grood_jax.deploying.ood_classifier import _batches
+from grood_jax.data.given import door
 from grood_jax.evaluation.accuracy import accuracy, warn_of_chance
 from grood_jax.support import checks
 from grood_jax.support.errors import UserError
@@ -127,4 +128,6 @@ def test_labels_do_not_wrap(label):
             )
         )
     with pytest.raises(ValueError, match=f"train_batches: labels holds {label}"):
-        next(_batches("train_batches", [(images.astype(np.float32), labels)]))
+        given = [(np.zeros((2, *tiny.SHAPE), np.float32), labels)]
+        opened = door(tiny.backbone()).open("train_batches", given, labels=True)
+        next(iter(opened.read(None)))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,19 @@ def test_help_waits_for_nothing_slow(door):
     said, loaded = json.loads(done.stdout)
     assert f"python -m grood_jax.{door}" in said
     assert SLOW & set(loaded) == set()
+
+
+def test_help_lists_detectors_in_lines_and_each_default_once(capsys):
+    from grood_jax.cli import eval
+
+    with pytest.raises(SystemExit) as stop:
+        eval.main(["--help"])
+    assert not stop.value.code
+    said = capsys.readouterr().out
+    lines = said.splitlines()
+    assert re.search(r"^  knn +k=50, sampling_ratio=1.0$", said, re.MULTILINE)
+    assert max(map(len, lines[lines.index("Detectors and their options, with defaults:") :])) <= 80
+    assert "default: None" not in said and "default: all" in said and "(default: 256)" in said
 
 
 def test_the_listed_detectors_are_those_of_the_registry():

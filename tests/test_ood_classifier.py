@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_network as tiny
+from PIL import Image
 
 import grood_jax as gj
 from grood_jax import detectors
@@ -72,8 +73,73 @@ def test_a_temperature_is_fitted_on_id_validation_images(key):
     # The same outputs, as if they were those of the training set.
     expected = temperature_scaling().fit(training, key).temperature
     np.testing.assert_allclose(made.state.temperature, expected, rtol=1e-5)
-    with pytest.raises(ValueError, match="training.id_validation.labels holds -1"):
+    with pytest.raises(TypeError, match="id_validation has no labels"):
         fit(temperature_scaling(), key, id_validation=[tiny.images(4, 1)])
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Pictures of another size than the network's, in a folder for each class it gives them."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (60, 4, 4, 1), dtype=np.uint8)
+    network = replace(tiny.backbone(), input_mean=(0.5,), input_std=(0.25,))
+    labels = np.asarray(network(pixels).logits).argmax(axis=1)
+    root = tmp_path_factory.mktemp("photos")
+    for row, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+        folder = root / f"class{label}"
+        folder.mkdir(exist_ok=True)
+        # Twice the size: brought back to what it was by averaging.
+        Image.fromarray(image[..., 0].repeat(2, 0).repeat(2, 1)).save(folder / f"{row:02}.png")
+    return root
+
+
+PREPARING = gj.Preprocessing(4, 1, (0.5,), (0.25,))
+
+
+def test_folders_and_pictures(photos, key, tmp_path):
+    bare = replace(tiny.backbone(), input_std=())
+    options = {"backbone": bare, "preprocessing": PREPARING, "target_tpr": 0.9}
+    made = fit(energy(), key, train=photos, calibration=photos, **options)
+    paths = sorted(photos.rglob("*.png"))
+    pixels = np.stack([PREPARING.decode(path.read_bytes()) for path in paths])
+    expected = made.predict(pixels)
+    np.testing.assert_allclose(made.held_out_scores, expected.score, rtol=1e-5)
+    normal = made.predict(np.asarray(PREPARING.normalize(pixels)))
+    np.testing.assert_allclose(normal.score, expected.score, rtol=1e-5)
+    made.save(tmp_path / "saved")
+    loaded = OODClassifier.load(tmp_path / "saved", bare)
+    assert loaded.preprocessing == PREPARING
+    pictures = [Image.open(path) for path in paths]
+    encoded = [path.read_bytes() for path in paths]
+    arrays = [np.asarray(picture) for picture in pictures]
+    for given in (paths, list(map(str, paths)), pictures, encoded, arrays, pixels):
+        np.testing.assert_array_equal(loaded.predict(given).score, expected.score)
+    assert len(loaded.predict(paths[0])) == len(loaded.predict(pictures[0])) == 1
+    with pytest.raises(UserError, match="images: image 1: .*nowhere"):
+        loaded.predict([paths[0], "nowhere.png"])
+    with pytest.raises(UserError, match="nothing says how images are brought"):
+        fit(energy(), key, train=photos, backbone=bare)
+
+
+def test_without_calibration_images_training_images_set_the_threshold(key):
+    images, labels = (np.concatenate(parts) for parts in zip(*tiny.pairs(TRAIN, 0), strict=True))
+    seen = []
+
+    def remembered(training, own_key):
+        seen.append(np.asarray(training.outputs.features))
+        return ()
+
+    detector = replace(msp(), fit=remembered)
+    with pytest.warns(UserWarning, match="20 of 200 training images, drawn at random, are held"):
+        made = fit(detector, key, train=(images, labels), calibration=None)
+    assert len(made.held_out_scores) == 20 and len(seen[0]) == 180
+    every = np.asarray(tiny.backbone()(images).features)
+    held = [row for row in every.round(5).tolist() if row not in seen[0].round(5).tolist()]
+    assert len(held) == 20
+    given = {"train": (images, labels), "calibration": None, "target_tpr": 0.99}
+    with pytest.warns(UserWarning, match="fewer than 0.99"):
+        with pytest.raises(UserError, match="at least 99"):
+            fit(msp(), key, **given)
 
 
 def test_decisions_follow_from_the_calibration_scores(fitted):
@@ -277,8 +343,8 @@ def test_outputs_that_are_not_finite_are_refused(key):
         ({"target_tpr": "0.9"}, TypeError, "target_tpr is '0.9'"),
         ({"per_class": 1}, TypeError, "per_class is 1"),
         ({"calibration": [tiny.images(18, 1)]}, UserError, "18 images; .* at least 19"),
-        ({"calibration": []}, ValueError, "calibration is empty; expected at least one batch"),
-        ({"calibration": [np.zeros((2, 4, 4), np.float32)]}, TypeError, "calibration holds images"),
+        ({"calibration": []}, UserError, "calibration holds no image"),
+        ({"calibration": [np.zeros((2, 4, 4), np.float32)]}, UserError, "calibration holds images"),
         (
             {"calibration": [tiny.images(30, 1), tiny.images(30, 1)[:, :3]]},
             ValueError,
@@ -287,7 +353,7 @@ def test_outputs_that_are_not_finite_are_refused(key):
         (
             {"calibration": [np.full((30, 4, 4, 1), np.nan, np.float32)]},
             ValueError,
-            "calibration: the network's outputs",
+            "calibration: image 0 holds NaN",
         ),
         ({"train": iter(tiny.pairs(20, 0))}, TypeError, "can be read only once"),
         ({"train": 3}, TypeError, "train_batches is a int"),
@@ -297,7 +363,7 @@ def test_outputs_that_are_not_finite_are_refused(key):
             TypeError,
             "train_batches holds images of dtype uint8",
         ),
-        ({"train": [(tiny.images(2, 0), [0, 9])]}, ValueError, "holds 9"),
+        ({"train": [(tiny.images(2, 0), [0, 9])]}, ValueError, "label 9 of row 1 is no class"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

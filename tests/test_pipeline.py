@@ -12,6 +12,7 @@ from flax import nnx
 from grood_jax import benchmarks, models
 from grood_jax.backbone.outputs import Outputs
 from grood_jax.benchmarks import Benchmark
+from grood_jax.data.sets import PartOfSet, labels_of
 from grood_jax.deploying import pipeline as deploying
 from grood_jax.deploying.pipeline import FitConfig
 from grood_jax.detectors import Detector, Training, create
@@ -101,6 +102,23 @@ def test_fitting_gives_a_detector_for_each_word(fitted):
 
 def test_options_are_chosen_only_where_there_are_several(inputs, fitter, candidates):
     assert pipeline.choose_options(inputs, fitter, candidates, Failures()) == {}
+
+
+def test_only_classes_with_training_samples_are_expected(inputs):
+    tried = create_candidates(("grood", "msp"), True)
+    said = []
+    train = inputs.data.train
+    same = pipeline.of_present_classes(tried, train, 8, said.append)
+    assert same is tried and said == []
+    rows = np.flatnonzero(~np.isin(labels_of(train), [2, 5]))
+    part = PartOfSet(train, rows, "without two classes")
+    found = pipeline.of_present_classes(tried, part, 8, said.append)
+    assert {tuple(own.options["present_classes"]) for own in found["grood"]} == {(0, 1, 3, 4, 6, 7)}
+    assert found["msp"] == tried["msp"] and len(found["grood"]) == len(tried["grood"])
+    (line,) = said
+    assert line.startswith("2 of 8 classes have no training sample (2, 5)")
+    one = deploying.of_present_classes(tried["grood"][0], part, 8, said.append)
+    assert one.options == found["grood"][0].options
 
 
 def test_options_are_chosen_by_validation_sets(saved):
@@ -208,8 +226,8 @@ def test_one_detector_that_fails_does_not_end_the_others(inputs, candidates, sta
     assert list(made.failures.reasons) == ["bad"] and reason in made.failures.reasons["bad"]
     record = pipeline.record(inputs, made.passed, made.scored, made.failures, "")
     assert list(record["failed"]) == ["bad"] and list(record["detectors"]) == list(WORDS)
-    (row,) = (line for line in results.table(record).splitlines() if line.startswith("bad"))
-    assert row.split() == ["bad", "failed", "—", "—"]
+    shown = [line for line in results.table(record).splitlines() if line.startswith("bad")]
+    assert [row.split() for row in shown] == [["bad", *"—————"]] * 2
 
 
 @pytest.mark.parametrize("stage", ["fit", "score"])

@@ -6,7 +6,7 @@ import pytest
 
 from grood_jax.backbone.backbone import Backbone
 from grood_jax.backbone.outputs import Outputs
-from grood_jax.detectors import Detector, create
+from grood_jax.detectors import Detector, combine, create
 from grood_jax.evaluation import fitting, tuning
 from grood_jax.passes.training_pass import TrainingPass
 
@@ -104,3 +104,24 @@ def test_more_neighbours_than_the_shared_bank_has_are_refused(key):
     found = tuning.choose(prepared(many, labels, key), "knn", tried, part, part)
     assert found.values == {"k": 50}
     assert "expected at most the bank's 60 rows" in found.failed[0]
+
+
+def test_detectors_are_told_which_classes_are_there():
+    grood = tuning.for_present(create("grood", k=2), [0, 3, 4])
+    assert grood.options["present_classes"] == [0, 3, 4] and grood.options["k"] == 2
+    given = create("grood", present_classes=[0, 1])
+    assert tuning.for_present(given, [0, 3]) is given
+    msp = create("msp")
+    assert tuning.for_present(msp, [0, 3]) is msp
+    both = combine([create("grood"), create("msp")])
+    members = tuning.for_present(both, [0, 3]).options["members"]
+    assert members[0]["present_classes"] == [0, 3] and "present_classes" not in members[1]
+
+
+def test_what_was_chosen_is_said(key):
+    found = tuning.choose(fitter(key), "s", [signed(-1.0), signed(1.0)], INSIDE, OUTSIDE)
+    assert found.line("s") == "chosen for s: sign=1.0 (AUROC 0.8333 on validation images; 2 tried)"
+    failed = [signed(1.0), signed(-1.0, fails=True)]
+    steps = []
+    found = tuning.choose(fitter(key), "s", failed, INSIDE, OUTSIDE, steps.append)
+    assert found.line("s").endswith("1 tried, 1 could not be fitted)") and steps == [1, 1]

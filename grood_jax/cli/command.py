@@ -7,7 +7,8 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TextIO, TypeVar
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, TextIO, TypeVar
 
 from grood_jax.cli.compiled import keep_compiled
 from grood_jax.support import missing
@@ -17,7 +18,9 @@ from grood_jax.support.progress import tell
 T = TypeVar("T")
 
 
-def parse(default: T, module: str, description: str, argv: Sequence[str] | None) -> T:
+def parse(
+    default: T, module: str, description: str, argv: Sequence[str] | None, listing: str = ""
+) -> T:
     """Reads a configuration from the command line.
 
     Args:
@@ -25,6 +28,7 @@ def parse(default: T, module: str, description: str, argv: Sequence[str] | None)
       module: the module that is run, or "grood COMMAND", for the help.
       description: what the command does, for the help.
       argv: the arguments; those of the process by default.
+      listing: lines that follow the description as they are.
 
     Raises:
       SystemExit: with status 2 after one line on stderr, for bad usage; with 0 after --help.
@@ -32,15 +36,17 @@ def parse(default: T, module: str, description: str, argv: Sequence[str] | None)
     import tyro
 
     said = io.StringIO()
+    once = _saying_defaults_once(type(default))
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                type(default),
+            found = tyro.cli(
+                once,
                 prog=module if module.startswith("grood ") else f"python -m {module}",
-                description=" ".join(description.split()),
-                default=default,
+                description=" ".join(description.split()) + listing,
+                default=_as(once, default),
                 args=argv,
             )
+            return _as(type(default), found)
     except SystemExit as stop:
         # tyro draws a box under a title; a log wants one line.
         text = " ".join(re.sub(r"[\u2500-\u257f]+|-{5,}|[|+]", " ", said.getvalue()).split())
@@ -49,6 +55,25 @@ def parse(default: T, module: str, description: str, argv: Sequence[str] | None)
         if text:
             print("error:", text, file=sys.stderr)
         raise stop
+
+
+def _saying_defaults_once(kind: type[Any]) -> type[Any]:
+    """The same configuration, whose help has no "(default: None)": its words say what None is."""
+    import tyro
+
+    def hint(shown: str) -> str:
+        return "" if shown == "None" else f"(default: {shown})"
+
+    once = tyro.conf.arg(help_behavior_hint=hint)
+    absent = [field for field in fields(kind) if field.default is None]
+    annotations = {field.name: Annotated[field.type, once] for field in absent}
+    made = type(kind.__name__, (kind,), {"__annotations__": annotations, "__doc__": kind.__doc__})
+    return dataclass(frozen=True)(made)
+
+
+def _as(kind: type[T], config: Any) -> T:
+    """A configuration as another class of the same fields."""
+    return kind(**{field.name: getattr(config, field.name) for field in fields(config)})
 
 
 def status(work: Callable[[], object]) -> int:

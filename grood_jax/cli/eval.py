@@ -12,7 +12,7 @@ from grood_jax.evaluation.setting import EvalConfig
 from grood_jax.support import provenance
 from grood_jax.support.errors import UserError
 from grood_jax.support.files import require_directory
-from grood_jax.support.progress import says, tell
+from grood_jax.support.progress import says, tell, unsaid
 
 if TYPE_CHECKING:
     import grood_jax.passes.processes
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 PROGRAM = "python -m grood_jax.eval"
 
 DESCRIPTION = """Evaluates OOD detectors on a benchmark, in one forward pass for all of them, and
-writes results.json: AUROC, FPR@95 and AUPR as fractions, from scores that are higher for more OOD.
-Detectors and their options, with defaults: """
+writes results.json: AUROC, FPR@95 and AUPR as fractions, from scores that are higher for more
+OOD."""
 
 
 @says
@@ -49,12 +49,15 @@ def run(
     """
     from grood_jax.passes import processes
 
-    words = commandline or provenance.command_line(PROGRAM, config, always=("dataset",))
+    always = () if config.outputs is not None else ("dataset",)
+    words = commandline or provenance.command_line(PROGRAM, config, always=always)
+    if config.outputs is not None:
+        return _evaluate_outputs(config, config.outputs, say, words)
     if not config.distributed:
         return _evaluate(config, processes.Processes(), say, show_progress, words)
     crew = processes.start(config.coordinator, config.num_processes, config.process_id)
     if not crew.leads:
-        say, show_progress = _say_nothing, False
+        say, show_progress = unsaid, False
     with crew.together():
         return _evaluate(config, crew, say, show_progress, words)
 
@@ -73,8 +76,40 @@ def _say_beforehand(config: EvalConfig, output_dir: Path, say: Callable[[str], N
         )
 
 
-def _say_nothing(line: str) -> None:
-    del line
+def _evaluate_outputs(
+    config: EvalConfig, folder: Path, say: Callable[[str], None], words: str
+) -> dict[str, Any]:
+    from grood_jax.evaluation import report as reports
+    from grood_jax.evaluation import results
+    from grood_jax.evaluation.from_outputs import evaluate_outputs
+    from grood_jax.storage.outputs import read_outputs
+
+    held = read_outputs(folder)
+    output_dir = config.output_dir or Path("results") / folder.resolve().name
+    _say_beforehand(config, output_dir, say)
+    require_directory("output_dir", output_dir)
+    made = evaluate_outputs(
+        held.train,
+        held.test,
+        held.near,
+        held.far,
+        head=held.head,
+        id_validation=held.id_validation,
+        detectors=None if config.detectors == EvalConfig.detectors else config.detectors,
+        present_classes=config.present_classes,
+        seed=config.seed,
+        name=folder.resolve().name,
+        source=str(folder),
+    )
+    made.results["command"] = words
+    say(f"results in {made.save(output_dir)}")
+    for name, reason in made.left_out.items():
+        say(f"left out {name}: {reason}")
+    if config.save_scores:
+        results.write_scores(made.scores, output_dir / "scores.npz")
+    if config.report and reports.can_draw():
+        say(f"report in {made.report(output_dir)}")
+    return made.results
 
 
 def _evaluate(
@@ -87,17 +122,21 @@ def _evaluate(
     from grood_jax.evaluation import pipeline, results
     from grood_jax.evaluation import report as reports
     from grood_jax.evaluation.tuning import create_candidates
+    from grood_jax.storage.outputs import write_outputs
 
-    candidates = create_candidates(config.detectors, config.search)
+    candidates: pipeline.Candidates = create_candidates(config.detectors, config.search)
     benchmark, data, place = pipeline.open_sets(config, candidates, crew, say)
+    if config.present_classes == "data":
+        candidates = pipeline.of_present_classes(candidates, data.train, benchmark.num_classes, say)
     output_dir = config.output_dir or Path("results") / benchmark.name
     if crew.leads:
         _say_beforehand(config, output_dir, say)
         require_directory("output_dir", output_dir)
-        if config.cache_dir is not None:
-            require_directory("cache_dir", config.cache_dir)
+        for name in ("cache_dir", "save_outputs"):
+            if (folder := getattr(config, name)) is not None:
+                require_directory(name, folder)
     inputs = pipeline.open_inputs(config, benchmark, data, place, crew, say, show_progress)
-    made = pipeline.evaluate(inputs, candidates)
+    made = pipeline.evaluate(inputs, candidates, say)
     record = pipeline.record(inputs, made.passed, made.scored, made.failures, words)
     shown = pipeline.shown_sets(inputs, made.passed) if config.report else []
     if not crew.leads:
@@ -109,6 +148,9 @@ def _evaluate(
     scores = {name: own.scores for name, own in made.scored.items()}
     if config.save_scores:
         results.write_scores(scores, output_dir / "scores.npz")
+    if config.save_outputs is not None:
+        write_outputs(config.save_outputs, pipeline.saved_outputs(inputs, made))
+        say(f"outputs in {config.save_outputs}")
     if config.report and reports.can_draw():
         drawn = {name: made.fitted.detectors[name] for name in scores}
         say(f"report in {reports.write(record, shown, drawn, scores, output_dir)}")
@@ -118,8 +160,10 @@ def _evaluate(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
     given = sys.argv[1:] if argv is None else argv
-    listed = listed_detectors() if {"-h", "--help"} & {*given} else ""
-    config = command.parse(EvalConfig(), "grood_jax.eval", DESCRIPTION + listed, argv)
+    listing = ""
+    if {"-h", "--help"} & {*given}:
+        listing = f"\n\nDetectors and their options, with defaults:\n{listed_detectors()}"
+    config = command.parse(EvalConfig(), "grood_jax.eval", DESCRIPTION, argv, listing)
     from grood_jax.evaluation.tuning import create_candidates
 
     try:
@@ -132,15 +176,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         import jax
 
-        from grood_jax.evaluation import pipeline, results
+        from grood_jax.evaluation import pipeline, tables
 
         record = run(config, say=tell, show_progress=True, commandline=words)
         if config.distributed and jax.process_index() > 0:
             return
-        print(results.table(record))
-        print(f"ID accuracy {record['id_accuracy']:.4f} ({record['data']['test']['n']} images)")
-        for name, share in record["shifted_accuracy"].items():
-            print(f"accuracy on {name} {share:.4f} ({record['data'][name]['n']} images)")
+        print(tables.written(record, config.format))
+        # What other programs are to read holds nothing else.
+        say = print if config.format == "table" else tell
+        for line in tables.accuracies(record):
+            say(line)
         if record["failed"]:
             raise UserError(pipeline.summary(record["failed"]))
 

@@ -36,6 +36,8 @@ def run(
 
     detector = pipeline.create_detector(config.detector)
     benchmark, data, place = pipeline.open_sets(config, detector)
+    if config.present_classes == "data":
+        detector = pipeline.of_present_classes(detector, data.train, benchmark.num_classes, say)
     directory = config.output_dir or pipeline.default_directory(benchmark.name, config.detector)
     require_directory("output_dir", directory)
     inputs = pipeline.open_inputs(config, benchmark, data, place, say, show_progress)

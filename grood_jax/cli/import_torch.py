@@ -1,10 +1,12 @@
 """Weights of PyTorch's networks: ``python -m grood_jax.models.import_torch``."""
 
+import itertools
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import tyro
 
@@ -164,9 +166,23 @@ def _of_channels(
     return chosen
 
 
+def _unknown_model(argv: Sequence[str]) -> str | None:
+    """The network that is asked for, where it is none that can be imported."""
+    words = [part for word in argv for part in word.split("=", 1)]
+    names = [name for flag, name in itertools.pairwise(words) if flag == "--model"]
+    return names[-1] if names and names[-1] not in get_args(Importable) else None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
-    config = command.parse(ImportConfig(), "grood_jax.models.import_torch", DESCRIPTION, argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    if (unknown := _unknown_model(given)) is not None:
+        from grood_jax.models.torch.importing import OTHERWISE
+
+        known = ", ".join(get_args(Importable))
+        print(f"error: model is {unknown!r}; expected one of {known}; {OTHERWISE}", file=sys.stderr)
+        raise SystemExit(2)
+    config = command.parse(ImportConfig(), "grood_jax.models.import_torch", DESCRIPTION, given)
 
     def work() -> None:
         import jax

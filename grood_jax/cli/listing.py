@@ -2,14 +2,19 @@
 
 import ast
 import importlib.util
+import textwrap
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
 GROUP = "grood_jax.detectors"
 
+WIDTH = 80
+"""Letters of a line."""
+
 
 def listed_detectors() -> str:
-    """``name:option=default,…`` of every detector, as `grood_jax.detectors.options` has them.
+    """A line of ``name option=default, …`` for every detector, as `detectors.options` has them.
 
     They are read from the sources. Other packages' detectors are not, so where there are any, all
     are imported.
@@ -19,10 +24,21 @@ def listed_detectors() -> str:
         from grood_jax import detectors
 
         options = {name: detectors.options(name) for name in detectors.names()}
-    return "; ".join(
-        ":".join([name, ",".join(f"{key}={value}" for key, value in own.items())])
+    width = max(map(len, options))
+    return "\n".join(
+        textwrap.fill(
+            f"  {name:<{width}}  {', '.join(_words(own))}".rstrip(),
+            WIDTH,
+            subsequent_indent=" " * (width + 4),
+            break_on_hyphens=False,
+        )
         for name, own in options.items()
     )
+
+
+def _words(options: Mapping[str, object]) -> list[str]:
+    """Options as the command line takes them, none with a space inside."""
+    return [f"{key}={str(value).replace(' ', '')}" for key, value in options.items()]
 
 
 def _from_sources() -> dict[str, dict[str, object]] | None:

@@ -9,6 +9,7 @@ from grood_jax.support import missing
 
 COMMANDS = {
     "eval": "evaluates OOD detectors on a benchmark",
+    "compare": "puts the results of several evaluations side by side",
     "report": "makes a report of an evaluation's results afterwards",
     "fit": "fits and calibrates a detector, and writes a directory to ship",
     "predict": "answers for images, from such a directory",

@@ -15,6 +15,9 @@ from grood_jax.support.errors import UserError
 CHEAP = 2**28
 """Bytes of a set's files up to which its fingerprint is of their content unless asked otherwise."""
 
+PIECE = 256
+"""Images whose labels are read at once."""
+
 
 class UnreadableImage(UserError):
     """An image that cannot be read, named with its place; others of its set may be readable."""
@@ -191,10 +194,13 @@ class LimitedSet:
         self, indices: Int[np.ndarray, " n"]
     ) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
         """Images and labels at the indices."""
+        return self.full.read(self.spaced(indices))
+
+    def spaced(self, indices: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """The rows of the whole set."""
         # Spaced over the whole set: many sets are stored class by class. The product outgrows
         # the 32 bits of row numbers that come from JAX.
-        spaced = np.asarray(indices, np.int64) * len(self.full) // len(self)
-        return self.full.read(spaced)
+        return np.asarray(indices, np.int64) * len(self.full) // len(self)
 
     def fingerprint(self, content: bool = False) -> Fingerprint:
         """Of the whole set, and how much of it this is."""
@@ -229,3 +235,29 @@ class PartOfSet:
         """Of the whole set, and which part of it this is."""
         rows = array_bytes(np.asarray(self.rows, np.int64))
         return fingerprint_of_part(fingerprint(self.full, content), rows)
+
+
+def labels_of(images: ImageSet, rows: Int[np.ndarray, " n"] | None = None) -> np.ndarray:
+    """The labels of a set, or of some of its rows; images are decoded only where it needs them.
+
+    Args:
+      images: the set.
+      rows: which; all by default.
+
+    Returns:
+      (N,) integers, −1 where there is none.
+
+    Raises:
+      UnreadableImage: labels are read with the images, and one of these cannot be.
+    """
+    rows = np.arange(len(images)) if rows is None else np.asarray(rows)
+    if isinstance(images, LimitedSet):
+        return labels_of(images.full, images.spaced(rows))
+    if isinstance(images, PartOfSet):
+        return labels_of(images.full, images.rows[rows])
+    known = getattr(images, "labels", None)
+    if known is not None:
+        return np.asarray(known)[rows]
+    read = getattr(images, "read_labels", None) or (lambda part: images.read(part)[1])
+    pieces = [read(rows[start : start + PIECE]) for start in range(0, len(rows), PIECE)]
+    return np.concatenate(pieces) if pieces else np.zeros(0, np.int32)

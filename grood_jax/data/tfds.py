@@ -61,8 +61,15 @@ class TfdsSet:
             except Exception as error:
                 # Pillow's many decoders raise whatever they meet.
                 raise self._damaged(row, error) from error
+        return images, self._labels(records)
+
+    def read_labels(self, indices: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """Labels at the indices, without decoding images; raises as `read`."""
+        return self._labels(self._records([int(index) for index in indices]))
+
+    def _labels(self, records: list[dict[str, Any]]) -> Int[np.ndarray, " n"]:
         labels = np.asarray([record.get("label", -1) for record in records], np.int64)
-        return images, checks.int32(f"labels of {self.name}", labels)
+        return checks.int32(f"labels of {self.name}", labels)
 
     def fingerprint(self, content: bool = False) -> Fingerprint:
         """Of the files, which hold the labels too."""

@@ -2,10 +2,11 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +18,21 @@ from grood_jax.backbone.backbone import Backbone, require_backbone
 from grood_jax.backbone.outputs import Outputs
 from grood_jax.conformal import calibration as conformal
 from grood_jax.conformal.calibration import Calibration
-from grood_jax.data import Batch
+from grood_jax.data import Batch, Preprocessing
+from grood_jax.data.given import Door, Given, door, pictures_of
 from grood_jax.deploying import exporting
 from grood_jax.deploying.exporting import Score
 from grood_jax.detectors import Detector
 from grood_jax.evaluation import fitting
+from grood_jax.evaluation.evaluating import noise_as
 from grood_jax.evaluation.fitting import FittedAll
-from grood_jax.passes.forward import TrainingBatches, extract_labelled, network_outputs
+from grood_jax.passes.forward import (
+    Labelled,
+    TrainingBatches,
+    extract_labelled,
+    network_outputs,
+)
+from grood_jax.passes.training_pass import TrainingPass
 from grood_jax.storage import checkpoints, saving
 from grood_jax.support import checks
 from grood_jax.support import manifest as manifests
@@ -42,8 +51,11 @@ REFERENCES = 2000
 KIND = "OOD_classifier"
 HOW_TO_MAKE = "make one with OODClassifier.save or python -m grood_jax.fit"
 
-LabelledImages = Batch | tuple[Any, Any]
-"""Normalised images with their labels, (B, H, W, C) and (B,)."""
+HELD_OUT = 0.1
+"""The share of the training images that set the threshold where no others are given."""
+
+Images = Any
+"""Arrays (B, H, W, C), or pictures in a list; one that Pillow has has neither shape nor dtype."""
 
 __all__ = ["OODClassifier", "Prediction", "References"]
 
@@ -110,6 +122,7 @@ class OODClassifier:
       image_shape: of one image, (H, W, C).
       target_tpr: the share of ID images that are to be taken for ID.
       per_class: whether that holds within each predicted class.
+      preprocessing: how bytes and files are brought to the network, if that was said.
     """
 
     backbone: Backbone
@@ -123,6 +136,7 @@ class OODClassifier:
     num_classes: int
     target_tpr: float
     per_class: bool
+    preprocessing: Preprocessing | None = None
 
     def __repr__(self) -> str:
         """One line: what it is made of, and how it was calibrated."""
@@ -138,16 +152,17 @@ class OODClassifier:
     def fit(
         cls,
         backbone: Backbone,
-        train_batches: TrainingBatches | Iterable[LabelledImages],
+        train_batches: Any,
         *,
         detector: Detector,
-        calibration: Iterable[LabelledImages | Any],
+        calibration: Any = None,
         key: Array,
         target_tpr: float = 0.95,
         per_class: bool = False,
+        preprocessing: Any = None,
         noise: Callable[[int, Array], Iterable[Batch]] | None = None,
-        validation: Callable[[], Iterable[Batch]] | None = None,
-        id_validation: Iterable[LabelledImages] | None = None,
+        validation: Any = None,
+        id_validation: Any = None,
     ) -> "OODClassifier":
         """Fits a detector and sets its threshold.
 
@@ -157,20 +172,26 @@ class OODClassifier:
 
         Args:
           backbone: the classifier.
-          train_batches: labelled training images, as batches `grood_jax.data.Batch` or pairs
-            (images (B, H, W, C) normalised, labels (B,)); a list, or anything else that can be
-            read twice, for some detectors read some images again. Or a function as
+          train_batches: training images with their classes, in any form that `grood_jax.evaluate`
+            takes: a pair of arrays, a list of such pairs, a folder, … Normalised, or bytes and
+            files, which need ``preprocessing``. Or a function as
             `grood_jax.evaluation.fitting.fit_detectors` takes it.
           detector: the detector, `grood_jax.detectors.grood()` for example.
-          calibration: ID images on which neither the network nor the detector was trained:
-            batches, pairs, or images alone.
+          calibration: ID images on which neither the network nor the detector was trained, in the
+            same forms; labels are not needed. None: a share of `HELD_OUT` of the training images
+            is held out of the detector's fit, with a warning: the network knows these, and what is
+            promised holds for images that it knows.
           key: randomness.
           target_tpr: the share of ID images that are to be taken for ID, in (0, 1).
           per_class: keep it within each predicted class (Mondrian). A class with too few
             calibration images then flags nothing.
-          noise: as for `grood_jax.evaluation.fitting.prepare`.
-          validation: as for `grood_jax.evaluation.fitting.prepare`.
-          id_validation: labelled ID images, as batches or pairs, for detectors that are better
+          preprocessing: how bytes and files are brought to the network: (mean, std, size), of
+            values scaled to [0, 1], or a `grood_jax.Preprocessing`. It is kept, so that `predict`
+            takes files and pictures too.
+          noise: as for `grood_jax.evaluation.fitting.prepare`; by default made as the images are
+            prepared, where that is known.
+          validation: held-out OOD images, as the other sets, or a function that gives batches.
+          id_validation: labelled ID images, as the other sets, for detectors that are better
             fitted with what the network was not trained on, `temperature_scaling` for example;
             none of ``calibration``'s, or what is promised does not hold.
 
@@ -179,7 +200,7 @@ class OODClassifier:
           UserError: the detector needs what the backbone cannot give; too few calibration images.
           ValueError: what the detector's fit raises; NaN; shapes that differ.
         """
-        require_backbone(backbone)
+        opener = door(backbone, preprocessing)
         checks.key("key", key)
         _checked_rate(target_tpr)
         checks.flag("per_class", per_class)
@@ -187,37 +208,37 @@ class OODClassifier:
             raise TypeError(
                 f"detector is {detector!r}; expected a Detector, as detectors.create makes it"
             )
-        checks.several("calibration", calibration, "batches, pairs or images")
-        train = _training_batches(train_batches)
+        network = opener.backbone
+        train = opener.open("train_batches", train_batches, labels=True, again=True)
+        read: TrainingBatches = train.read
+        if calibration is None:
+            read, calibration = _divided(train, key, target_tpr)
         fitter = fitting.prepare(
-            backbone,
-            train,
+            network,
+            read,
             [(detector.name, detector)],
             key=key,
-            noise=noise,
-            validation=validation,
-            id_validation=None
-            if id_validation is None
-            else lambda: extract_labelled(backbone, _batches("id_validation", id_validation)),
+            noise=noise or noise_as(opener, train),
+            validation=_function_of(opener, validation),
+            id_validation=_outputs_of(opener, id_validation, train.classes),
         )
         fitted = fitting.fit_all(fitter, {detector.name: detector})
         state = fitted.detectors[detector.name].state
-        held_out = _held_out(fitted, detector, backbone, calibration)
-        seen = fitter.seen
-        count, classes = seen.outputs.logits.shape
-        kept = np.linspace(0, count - 1, min(count, REFERENCES)).astype(np.int64)
+        held_out = opener.open("calibration", calibration, labels=False)
+        scores, predicted = _held_out(fitted, detector, network, held_out)
         made = cls(
-            backbone,
+            network,
             detector,
             state,
             fitted.early_prototypes,
-            held_out.scores,
-            held_out.classes,
-            References(np.asarray(seen.outputs.features[kept]), np.asarray(seen.labels[kept])),
-            held_out.image_shape,
-            classes,
+            scores,
+            predicted,
+            _references(fitter.seen),
+            held_out.shape,
+            fitter.seen.outputs.logits.shape[1],
             float(target_tpr),
             bool(per_class),
+            opener.preprocessing,
         )
         _require_enough(made)
         return made
@@ -254,12 +275,14 @@ class OODClassifier:
         _require_enough(made)
         return made
 
-    def predict(self, images: Shaped[Any, "b ..."]) -> Prediction:
+    def predict(self, images: Images) -> Prediction:
         """Classes, scores and decisions for images.
 
         Args:
           images: normalised as the network takes them, (B, H, W, C) floating-point; B may be 0. Or
-            bytes from 0 to 255, where the backbone knows how to normalise them.
+            bytes from 0 to 255, where the backbone knows how to normalise them. Or, where the
+            classifier has a ``preprocessing``, a list of paths, encoded images, pictures of
+            Pillow's or arrays of bytes (H, W, C), of any size; or one of them.
 
         Raises:
           TypeError: ``images`` are not floating-point.
@@ -269,7 +292,7 @@ class OODClassifier:
         answers = self._answered(images)
         return Prediction(**{field.name: answers[field.name] for field in fields(Prediction)})
 
-    def discoveries(self, images: Shaped[Any, "b ..."], rate: float) -> Prediction:
+    def discoveries(self, images: Images, rate: float) -> Prediction:
         """As `predict`, with a decision on the batch as a whole.
 
         Of the images taken for OOD at most a share ``rate`` is expected to be ID
@@ -287,7 +310,7 @@ class OODClassifier:
         return replace(prediction, is_ood=np.asarray(chosen, bool))
 
     def nearest(
-        self, images: Shaped[Any, "b ..."], k: int = 5
+        self, images: Images, k: int = 5
     ) -> tuple[Int[np.ndarray, "b k"], Float[np.ndarray, "b k"]]:
         """Classes of the training samples nearest in feature space, and how far they are.
 
@@ -440,6 +463,7 @@ class OODClassifier:
             "num_classes": self.num_classes,
             "target_tpr": self.target_tpr,
             "per_class": self.per_class,
+            "preprocessing": None if self.preprocessing is None else asdict(self.preprocessing),
             "model": checkpoints.fingerprint_of(self.backbone.arrays),
         }
         return arrays, about
@@ -468,9 +492,11 @@ class OODClassifier:
                 raise UserError(
                     f"the detector saved in {path} is not known here: {error}"
                 ) from error
+            prepare = _preprocessing(about.get("preprocessing"))
             made = cls(
-                backbone=backbone,
+                backbone=door(backbone, prepare).backbone,
                 detector=detector,
+                preprocessing=prepare,
                 image_shape=tuple(checks.at_least("side", n, 1) for n in about["image_shape"]),
                 num_classes=checks.at_least("num_classes", about["num_classes"], 1),
                 target_tpr=_checked_rate(about["target_tpr"]),
@@ -480,8 +506,10 @@ class OODClassifier:
             _require_enough(made)
             return made
 
-    def _answered(self, images: Shaped[Any, "b ..."]) -> dict[str, np.ndarray]:
+    def _answered(self, images: Images) -> dict[str, np.ndarray]:
         """`answers` for any number of images, checked."""
+        if self.preprocessing is not None:
+            images = pictures_of(images, self.preprocessing)
         given = np.asarray(checks.array_of("images", images))
         expected = f"normalised images (B, {', '.join(map(str, self.image_shape))})"
         as_bytes = given.dtype == np.uint8 and self.backbone.takes_bytes
@@ -543,24 +571,52 @@ class OODClassifier:
         return jax.jit(decide)
 
 
-class _HeldOut(NamedTuple):
-    """What the calibration images gave: scores, predicted classes, the shape of an image."""
+def _divided(train: Given, key: Array, target_tpr: float) -> tuple[TrainingBatches, Any]:
+    """What is left to fit on when some training images are held out, and these."""
+    count = len(train.labels())
+    drawn = np.asarray(jax.random.permutation(jax.random.fold_in(key, 1), count))
+    held = max(1, round(HELD_OUT * count))
+    held_out, rest = np.sort(drawn[:held]), np.sort(drawn[held:])
+    warnings.warn(
+        f"calibration is None: {held} of {count} training images, drawn at random, are held out of "
+        f"the detector's fit and set the threshold. The network was trained on them and is surer "
+        f"of them than of new ones: of new ID images fewer than {target_tpr:g} may be taken for "
+        "ID. Give calibration images that it was not trained on",
+        stacklevel=3,
+    )
+    return lambda rows: train.read(rest if rows is None else rest[rows]), train.read(held_out)
 
-    scores: Float[np.ndarray, " n"]
-    classes: Int[np.ndarray, " n"]
-    image_shape: tuple[int, ...]
+
+def _outputs_of(
+    opener: Door, id_validation: Any, classes: tuple[str, ...]
+) -> Callable[[], Labelled] | None:
+    """What gives outputs and labels of ID validation images, if there are any."""
+    if id_validation is None:
+        return None
+    found = opener.open("id_validation", id_validation, labels=True, classes=classes)
+    return lambda: extract_labelled(opener.backbone, found.read(None))
+
+
+def _references(seen: TrainingPass) -> References:
+    kept = np.linspace(0, len(seen.labels) - 1, min(len(seen.labels), REFERENCES)).astype(np.int64)
+    return References(np.asarray(seen.outputs.features[kept]), np.asarray(seen.labels[kept]))
+
+
+def _function_of(opener: Door, validation: Any) -> Callable[[], Iterable[Batch]] | None:
+    """What gives batches of held-out OOD images, if there are any."""
+    if validation is None or (callable(validation) and not isinstance(validation, Iterable)):
+        return validation
+    found = opener.open("validation", validation, labels=False, again=True)
+    return lambda: found.read(None)
 
 
 def _held_out(
-    fitted: FittedAll,
-    detector: Detector,
-    backbone: Backbone,
-    calibration: Iterable[LabelledImages | Any],
-) -> _HeldOut:
-    shapes: set[tuple[int, ...]] = set()
+    fitted: FittedAll, detector: Detector, backbone: Backbone, calibration: Given
+) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """Scores and predicted classes of the calibration images."""
     outputs, _ = extract_labelled(
         backbone,
-        _noting(shapes, _batches("calibration", calibration)),
+        calibration.read(None),
         needs=detector.needs,
         early_prototypes=fitted.early_prototypes,
     )
@@ -570,8 +626,7 @@ def _held_out(
             "calibration: the network's outputs or the detector's scores are NaN or infinite "
             f"for some of {len(scores)} images; expected finite numbers"
         )
-    classes = np.asarray(outputs.logits).argmax(axis=1).astype(np.int32)
-    return _HeldOut(scores, classes, shapes.pop())
+    return scores, np.asarray(outputs.logits).argmax(axis=1).astype(np.int32)
 
 
 @functools.partial(jax.jit, static_argnames="k")
@@ -599,6 +654,14 @@ def _refuse(what: str, bad: Bool[np.ndarray, " b"]) -> None:
         )
 
 
+def _preprocessing(saved: Any) -> Preprocessing | None:
+    """What `OODClassifier.take_apart` wrote of it; versions before wrote nothing."""
+    if saved is None:
+        return None
+    parts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
+    return Preprocessing(**parts)
+
+
 def _checked_rate(target_tpr: float) -> float:
     rate = checks.fraction("target_tpr", target_tpr)
     if rate in (0, 1):
@@ -620,91 +683,3 @@ def _padded(array: np.ndarray, rows: int | None = None) -> np.ndarray:
     """With the last row repeated, up to a power of two by default."""
     missing = (rows or 1 << (len(array) - 1).bit_length()) - len(array)
     return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1), mode="edge")
-
-
-def _training_batches(
-    given: TrainingBatches | Iterable[LabelledImages],
-) -> TrainingBatches:
-    if callable(given):
-        return given
-    if not isinstance(given, Iterable):
-        raise TypeError(
-            f"train_batches is a {type(given).__name__}; expected a list of batches, or of pairs "
-            "(images, labels)"
-        )
-    if iter(given) is given:
-        raise TypeError(
-            f"train_batches is a {type(given).__name__}, which can be read only once, and "
-            "detectors may read some images again; expected a list of batches, or a function of "
-            "row numbers (None for all) that gives them"
-        )
-
-    def read(rows: Int[np.ndarray, " r"] | None) -> Iterator[Batch]:
-        start = 0
-        for batch in _batches("train_batches", given):
-            stop = start + int(batch.valid.sum())
-            if rows is None:
-                yield batch
-            else:
-                # Rows are asked for in ascending order.
-                own = rows[(rows >= start) & (rows < stop)] - start
-                if len(own):
-                    chosen = np.flatnonzero(batch.valid)[own]
-                    yield _batch(batch.images[chosen], batch.labels[chosen], len(batch.valid))
-            start = stop
-
-    return read
-
-
-def _batches(name: str, given: Iterable[LabelledImages | Any]) -> Iterator[Batch]:
-    """What a user gives as batches of one shape, the smaller ones padded."""
-    size, shape, given_any = 0, (), False
-    for item in given:
-        given_any = True
-        if isinstance(item, Batch):
-            yield item
-            continue
-        pair = isinstance(item, tuple) and len(item) == 2
-        images = np.asarray(checks.array_of(name, item[0] if pair else item))
-        labels = (
-            np.asarray(checks.array_of(name, item[1]))
-            if pair
-            else np.broadcast_to(np.int32(-1), images.shape[:1])
-        )
-        if not jnp.issubdtype(images.dtype, jnp.floating) or images.ndim != 4 or not len(images):
-            raise TypeError(
-                f"{name} holds images of dtype {images.dtype} and shape {images.shape}; expected "
-                "normalised floating-point images (B, H, W, C)"
-            )
-        if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-            raise TypeError(
-                f"{name} holds labels of dtype {labels.dtype} and shape {labels.shape}; expected "
-                f"integers ({len(images)},)"
-            )
-        labels = checks.int32(f"{name}: labels", labels)
-        shape = shape or images.shape[1:]
-        if images.shape[1:] != shape:
-            raise ValueError(f"{name} holds images {images.shape[1:]}; expected {shape} as before")
-        size = max(size, len(images))
-        with checks.room(name, images.shape), np.errstate(over="ignore"):
-            batch = _batch(images.astype(np.float32), labels, size)
-        yield batch
-    if not given_any:
-        raise ValueError(f"{name} is empty; expected at least one batch")
-
-
-def _batch(images: np.ndarray, labels: np.ndarray, size: int) -> Batch:
-    missing = size - len(images)
-    return Batch(
-        np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]),
-        np.pad(labels, (0, missing)),
-        np.arange(size) < len(images),
-    )
-
-
-def _noting(shapes: set[tuple[int, ...]], batches: Iterable[Batch]) -> Iterator[Batch]:
-    for batch in batches:
-        shapes.add(batch.images.shape[1:])
-        if len(shapes) > 1:
-            raise ValueError(f"calibration holds images of shapes {sorted(shapes)}; expected one")
-        yield batch

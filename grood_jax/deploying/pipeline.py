@@ -20,6 +20,7 @@ from grood_jax.deploying.deployment import Deployment
 from grood_jax.deploying.ood_classifier import OODClassifier
 from grood_jax.deploying.setting import FitConfig
 from grood_jax.detectors import Detector, Validation
+from grood_jax.evaluation import pipeline as evaluation
 from grood_jax.evaluation.classifier import Place, find_classifier, look
 from grood_jax.evaluation.pipeline import explained, present
 from grood_jax.evaluation.tuning import create_candidates
@@ -79,6 +80,13 @@ def create_detector(spec: str) -> Detector:
     if len(made) != 1:
         raise ValueError(f"detector is {spec!r}; expected one (join several by +)")
     return made[spec][0]
+
+
+def of_present_classes(
+    detector: Detector, train: ImageSet, num_classes: int, say: Callable[[str], None]
+) -> Detector:
+    """`grood_jax.evaluation.pipeline.of_present_classes` of one detector."""
+    return evaluation.of_present_classes({"": (detector,)}, train, num_classes, say)[""][0]
 
 
 def open_sets(config: FitConfig, detector: Detector) -> tuple[Benchmark, OpenBenchmark, Place]:

@@ -28,7 +28,7 @@ from grood_jax.support import checks
 
 OODPrototype = Literal["mixup", "noise", "raw-noise", "validation", "prototype-mean"]
 
-ADVICE = " (pass present_classes to leave classes out)"
+ADVICE = " (pass present_classes to leave classes out, --present-classes data on the command line)"
 NOISE_IMAGES = 1000
 NOISE_GROUP = 100
 NOISE_KEPT = 10

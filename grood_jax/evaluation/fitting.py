@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from grood_jax.backbone.backbone import Backbone, require_backbone
 from grood_jax.backbone.outputs import Mix, Need, Outputs
@@ -46,8 +46,10 @@ __all__ = [
     "extract_labelled",
     "fit_all",
     "fit_detectors",
+    "from_outputs",
     "prepare",
     "score",
+    "unmet",
 ]
 
 
@@ -213,6 +215,69 @@ def prepare(
     if id_validation is not None and any(detector.id_validation for _, detector in detectors):
         held_in = jax.tree.map(jnp.asarray, id_validation())
     return Fitter(seen, ood, head, fit_key, held_in)
+
+
+def from_outputs(
+    outputs: Outputs,
+    labels: Int[np.ndarray, " m"],
+    head: tuple[Any, Any] | None,
+    *,
+    key: Array,
+    id_validation: Labelled | None = None,
+) -> Fitter:
+    """What `prepare` computes, of a training set's outputs that are there already.
+
+    For detectors that need neither images nor what stands for OOD ones.
+
+    Args:
+      outputs: of the training set.
+      labels: its classes.
+      head: the class head's weights (D, C) and bias (C,), if it is known.
+      key: as for `prepare`: the same gives the same randomness.
+      id_validation: outputs and labels of ID images that the network was not trained on.
+    """
+
+    def no_images(*given: Any) -> Any:
+        raise UserError("there are no images, only a network's outputs")
+
+    backbone = Backbone.from_functions({}, no_images, no_images)
+    on_device = Outputs(jnp.asarray(outputs.features), jnp.asarray(outputs.logits))
+    seen = TrainingPass(backbone, no_images, on_device, jnp.asarray(labels), None)
+    right = int((np.asarray(outputs.logits).argmax(axis=1) == labels).sum())
+    warn_of_chance("the training set", right, *outputs.logits.shape)
+    layer = None if head is None else (jnp.asarray(head[0]), jnp.asarray(head[1]))
+    held_in = None if id_validation is None else jax.tree.map(jnp.asarray, id_validation)
+    fit_key = jax.random.split(checks.key("key", key), 3)[2]
+    return Fitter(seen, {}, layer, fit_key, id_validation=held_in)
+
+
+def unmet(
+    backbone: Backbone,
+    name: str,
+    detector: Detector,
+    images: Any,
+    *,
+    noise: Any = None,
+    validation: Any = None,
+) -> str | None:
+    """Why `prepare` would refuse a detector; None where it would not.
+
+    Args:
+      backbone: the classifier.
+      name: of the detector, for the reason.
+      detector: the detector.
+      images: some images as the network takes them; their shape and dtype count.
+      noise: as for `prepare`, like the next.
+      validation: likewise.
+    """
+    needs = dict.fromkeys((*detector.needs, *detector.fit_needs), name)
+    try:
+        _require_sources([] if detector.ood is None else [detector.ood], noise, validation)
+        _class_head(backbone, [name] if detector.head else [])
+        require_needs(backbone, needs, images)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _raw_noise(count: int, key: Array, shape: tuple[int, ...]) -> Iterator[Batch]:

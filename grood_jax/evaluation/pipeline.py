@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import jax
@@ -19,6 +20,7 @@ from grood_jax.backbone.backbone import Backbone
 from grood_jax.backbone.outputs import Need, Outputs
 from grood_jax.benchmarks import Benchmark, OpenBenchmark
 from grood_jax.data import ImageSet
+from grood_jax.data.sets import labels_of
 from grood_jax.detectors import Detector, Validation
 from grood_jax.evaluation import fitting, results, tuning
 from grood_jax.evaluation.accuracy import accuracy
@@ -27,14 +29,17 @@ from grood_jax.evaluation.fitting import Fitted, FittedAll, Fitter
 from grood_jax.evaluation.report import Group, ShownSet
 from grood_jax.evaluation.setting import EvalConfig
 from grood_jax.maths.metrics import ood_metrics
+from grood_jax.maths.prototypes import written
 from grood_jax.passes import devices
 from grood_jax.passes.forward import extract_labelled
 from grood_jax.passes.memo import Memo, make_anew
 from grood_jax.passes.processes import Processes
 from grood_jax.passes.reading import BadImages, Reader
+from grood_jax.passes.training_pass import TrainingPass
 from grood_jax.storage.cache import OutputsCache
 from grood_jax.storage.checkpoints import Loaded
-from grood_jax.support import provenance
+from grood_jax.storage.outputs import OutputsFolder
+from grood_jax.support import progress, provenance
 from grood_jax.support.errors import UserError, first_line
 
 T = TypeVar("T")
@@ -272,8 +277,37 @@ def pass_training_set(inputs: Inputs, candidates: Candidates) -> Fitter:
     )
 
 
+def of_present_classes(
+    candidates: Candidates, train: ImageSet, num_classes: int, say: Callable[[str], None]
+) -> Candidates:
+    """Candidates that expect no class but those of the training set.
+
+    Args:
+      candidates: the candidates.
+      train: the training set.
+      num_classes: how many classes the network tells apart.
+      say: told which are absent.
+    """
+    present = np.unique(labels_of(train))
+    absent = np.setdiff1d(np.arange(num_classes), present)
+    if not len(absent):
+        return candidates
+    say(
+        f"{len(absent)} of {num_classes} classes have no training sample ({written(absent)}), and "
+        "no detector expects them"
+    )
+    return {
+        word: tuple(tuning.for_present(detector, present.tolist()) for detector in tried)
+        for word, tried in candidates.items()
+    }
+
+
 def choose_options(
-    inputs: Inputs, fitter: Fitter, candidates: Candidates, failures: Failures
+    inputs: Inputs,
+    fitter: Fitter,
+    candidates: Candidates,
+    failures: Failures,
+    say: Callable[[str], None] = progress.unsaid,
 ) -> dict[str, tuning.Chosen]:
     """Of several candidates the best on the validation sets, by the word that describes them.
 
@@ -282,6 +316,7 @@ def choose_options(
       fitter: prepared for all candidates.
       candidates: the candidates.
       failures: takes the words of which no candidate could be fitted.
+      say: told what was chosen for each.
     """
     several = {word: tried for word, tried in candidates.items() if len(tried) > 1}
     if not several:
@@ -290,11 +325,17 @@ def choose_options(
     early = fitter.seen.early_prototypes
     parts = (present(inputs.data.id_validation), present(inputs.data.validation))
     inside, outside = (inputs.outputs_of(images, needs, early)[0] for images in parts)
-    chosen = {
-        word: failures.of(word, partial(tuning.choose, fitter, word, tried, inside, outside))
-        for word, tried in several.items()
-    }
-    return {word: choice for word, choice in chosen.items() if choice is not None}
+    chosen = {}
+    for word, tried in several.items():
+        title = f"options of {word}"
+        shown = inputs.read.progress
+        with progress.bar(len(tried), title, shown=shown, unit="combinations") as bar:
+            work = partial(tuning.choose, fitter, word, tried, inside, outside, bar.update)
+            choice = failures.of(word, work)
+        if choice is not None:
+            chosen[word] = choice
+            say(choice.line(word))
+    return chosen
 
 
 def fit(
@@ -364,12 +405,38 @@ def score(
         "fit_seconds": fitted.seconds,
         "score_seconds_per_image": seconds / sum(map(len, scores.values())),
         "datasets": datasets,
-        "near": results.group_means(datasets, "near"),
-        "far": results.group_means(datasets, "far"),
+        **{g: results.group_figures(datasets, g, inside, scores) for g in ("near", "far")},
     }
     if chosen is not None:
         figures["search"] = chosen.record()
     return Scored(figures, scores)
+
+
+def score_all(
+    fitted: FittedAll,
+    passed: Passed,
+    groups: Mapping[str, Group],
+    failures: Failures,
+    chosen: Mapping[str, tuning.Chosen] = MappingProxyType({}),
+) -> dict[str, Scored]:
+    """Figures and scores of all detectors that can be scored, by their names.
+
+    Args:
+      fitted: the detectors.
+      passed: the network's outputs.
+      groups: of the OOD sets.
+      failures: takes the names of those that cannot be scored.
+      chosen: how options were chosen, by name.
+
+    Raises:
+      UserError: none of them can be scored.
+    """
+    scored = {
+        name: failures.of(name, partial(score, own, passed, groups, chosen.get(name)))
+        for name, own in fitted.detectors.items()
+    }
+    failures.require_some_success(fitted.detectors)
+    return {name: own for name, own in scored.items() if own is not None}
 
 
 def record(
@@ -493,36 +560,60 @@ class Evaluation:
     """What all steps between opening and recording left.
 
     Attributes:
+      seen: the pass over the training set.
       fitted: the detectors.
       passed: the network's outputs.
       scored: figures and scores by detector.
       failures: the detectors that are in neither.
     """
 
+    seen: TrainingPass
     fitted: FittedAll
     passed: Passed
     scored: dict[str, Scored]
     failures: Failures
 
 
-def evaluate(inputs: Inputs, candidates: Candidates) -> Evaluation:
+def evaluate(
+    inputs: Inputs, candidates: Candidates, say: Callable[[str], None] = progress.unsaid
+) -> Evaluation:
     """All steps between opening and recording: passes, fits, scores.
+
+    Args:
+      inputs: what is evaluated.
+      candidates: with which detectors.
+      say: takes lines of progress.
 
     Raises:
       UserError: what the data made impossible; no detector could be fitted or scored.
     """
     failures = Failures(inputs.config.limit)
     fitter = explained(inputs.config.limit, lambda: pass_training_set(inputs, candidates))
-    chosen = choose_options(inputs, fitter, candidates, failures)
+    chosen = choose_options(inputs, fitter, candidates, failures, say)
     fitted = fit(fitter, candidates, chosen, failures)
     failures.require_some_success(candidates)
     passed = pass_test_sets(inputs, fitted)
     groups: dict[str, Group] = {name: group for name, (group, _) in inputs.data.ood.items()}
-    scored = {
-        name: failures.of(name, partial(score, own, passed, groups, chosen.get(name)))
-        for name, own in fitted.detectors.items()
-    }
-    failures.require_some_success(candidates)
-    return Evaluation(
-        fitted, passed, {name: own for name, own in scored.items() if own is not None}, failures
+    scored = score_all(fitted, passed, groups, failures, chosen)
+    return Evaluation(fitter.seen, fitted, passed, scored, failures)
+
+
+def saved_outputs(inputs: Inputs, made: Evaluation) -> OutputsFolder:
+    """The network's outputs, as a folder holds them that `--outputs` reads."""
+
+    def arrays(outputs: Outputs, labels: Any = None) -> dict[str, np.ndarray]:
+        parts = {"features": outputs.features, "logits": outputs.logits, "labels": labels}
+        return {name: np.asarray(part) for name, part in parts.items() if part is not None}
+
+    ood: dict[str, dict[str, Any]] = {"near": {}, "far": {}}
+    for name, (group, _) in inputs.data.ood.items():
+        ood[group][name] = arrays(made.passed.outside[name])
+    network = inputs.backbone
+    head = None if network.head is None else devices.on_one(network.head(network.arrays))
+    return OutputsFolder(
+        arrays(made.seen.outputs, made.seen.labels),
+        arrays(*made.passed.inside["test"]),
+        ood["near"],
+        ood["far"],
+        None if head is None else {"weights": np.asarray(head[0]), "bias": np.asarray(head[1])},
     )

@@ -1,13 +1,16 @@
-"""Results of an evaluation: their files and their table."""
+"""Results of an evaluation: their figures and their files."""
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
+from grood_jax.evaluation import tables
+from grood_jax.maths.intervals import auroc_interval
 from grood_jax.maths.metrics import ood_metrics
 from grood_jax.support import checks, npz
 from grood_jax.support.errors import UserError, first_line
@@ -28,6 +31,26 @@ def group_means(datasets: Mapping[str, Mapping[str, Any]], group: str) -> dict[s
     if not members:
         return {}
     return {m: math.fsum(figures[m] for figures in members) / len(members) for m in METRICS}
+
+
+def group_figures(
+    datasets: Mapping[str, Mapping[str, Any]],
+    group: str,
+    inside: Float[np.ndarray, " n"],
+    scores: Mapping[str, Float[np.ndarray, " _"]],
+) -> dict[str, Any]:
+    """`group_means`, and the interval of 95 % of the mean AUROC as ``auroc_interval``.
+
+    Args:
+      datasets: figures by set.
+      group: whose sets count.
+      inside: scores of the ID samples.
+      scores: of the OOD samples by set.
+    """
+    outside = [scores[name] for name, own in datasets.items() if own["group"] == group]
+    found: dict[str, Any] = dict(group_means(datasets, group))
+    ends = auroc_interval(inside, outside) if outside else None
+    return found if ends is None else found | {"auroc_interval": list(ends)}
 
 
 def write(results: Mapping[str, Any], path: Path) -> None:
@@ -111,33 +134,6 @@ def write_scores(scores: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> 
         np.savez_compressed(file, **named)
 
 
-def table_rows(results: Mapping[str, Any]) -> list[Sequence[str]]:
-    """The cells of the table of results, under a row of titles; means are of no images."""
-    rows: list[Sequence[str]] = [("detector", "data set", "group", "images", "AUROC", "FPR@95")]
-    for name, detector in results["detectors"].items():
-        for dataset, figures in detector["datasets"].items():
-            rows.append((name, dataset, figures["group"], str(figures["n"]), *_cells(figures)))
-        for group in ("near", "far"):
-            if detector[group]:
-                rows.append((name, f"mean {group}", group, "", *_cells(detector[group])))
-    # Results of earlier versions say nothing of failures.
-    rows += [(name, "failed", "", "", "—", "—") for name in results.get("failed", ())]
-    return rows
-
-
 def table(results: Mapping[str, Any]) -> str:
-    """AUROC and FPR@95 of each detector on each data set, as text in columns."""
-    rows = table_rows(results)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i < 3 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def _cells(figures: Mapping[str, Any]) -> tuple[str, str]:
-    return f"{figures['auroc']:.4f}", f"{figures['fpr95']:.4f}"
+    """AUROC and FPR@95 of each detector on each data set: `grood_jax.evaluation.tables.text`."""
+    return tables.text(results)

@@ -1,10 +1,12 @@
 """Which images, which classifier and which randomness: what the command lines are told."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal, get_args
 
 from grood_jax import benchmarks, models
 from grood_jax.data.finding import Kind
+from grood_jax.evaluation.tables import Form
 from grood_jax.support import checks
 
 
@@ -30,6 +32,8 @@ class Setting:
         the spot is trained on all.
       batch_size: images in each forward pass.
       workers: threads that read and decode images (default: one for each core, up to 32).
+      present_classes: which classes detectors may expect: all of the network's, or those that the
+        training data hold.
     """
 
     dataset: str = "digits"
@@ -43,6 +47,7 @@ class Setting:
     limit: int | None = None
     batch_size: int = 256
     workers: int | None = None
+    present_classes: Literal["all", "data"] = "all"
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -54,6 +59,7 @@ class Setting:
         benchmarks.check_name(self.dataset)
         checks.seed("seed", self.seed)
         checks.at_least("batch_size", self.batch_size, 1)
+        checks.choice("present_classes", self.present_classes, ("all", "data"))
         for name in ("limit", "workers"):
             if getattr(self, name) is not None:
                 checks.at_least(name, getattr(self, name), 1)
@@ -77,8 +83,12 @@ class EvalConfig(Setting):
         same images runs no network.
       whole_fingerprints: tell sets apart by all their content; by default where that is more than
         256 MiB, by labels and by names, sizes and times of change of their files.
+      format: of the tables that are printed.
       report: write report.html, and its figures as files, beside results.json; needs matplotlib.
       save_scores: write scores.npz beside results.json: float32 arrays by DETECTOR/SET.
+      outputs: evaluate features and logits that lie in this folder, of any network, in place of
+        images; by default with all detectors that need none.
+      save_outputs: write the network's features and logits into this folder, for --outputs.
       distributed: evaluate in several processes that are given the same command, each of which
         reads its share of the images; the first writes the results.
       coordinator: HOST:PORT of the first process; found on TPU pods, Slurm and Open MPI, as are:
@@ -95,8 +105,11 @@ class EvalConfig(Setting):
     search: bool = False
     cache_dir: Path | None = None
     whole_fingerprints: bool = False
+    format: Form = "table"
     report: bool = True
     save_scores: bool = False
+    outputs: Path | None = None
+    save_outputs: Path | None = None
     distributed: bool = False
     coordinator: str | None = None
     num_processes: int | None = None
@@ -111,6 +124,30 @@ class EvalConfig(Setting):
         """
         super().__post_init__()
         checks.fraction("train_share", self.train_share, zero=False)
+        checks.choice("format", self.format, get_args(Form))
+        self._require_sense_of_outputs()
         for name in ("coordinator", "num_processes", "process_id"):
             if getattr(self, name) is not None and not self.distributed:
                 raise ValueError(f"{name} is given; expected distributed too")
+
+    def _require_sense_of_outputs(self) -> None:
+        if self.save_outputs is not None and self.full_spectrum:
+            raise ValueError(
+                "save_outputs is given with full_spectrum; expected one of them: the folder has no "
+                "place for shifted sets"
+            )
+        if self.outputs is None:
+            return
+        for field in fields(self):
+            if field.name not in WITH_OUTPUTS and getattr(self, field.name) != field.default:
+                raise ValueError(
+                    f"{field.name} is given with outputs; expected only "
+                    f"{', '.join(sorted(WITH_OUTPUTS - {'outputs'}))} beside it"
+                )
+
+
+WITH_OUTPUTS = {
+    *("outputs", "detectors", "output_dir", "seed", "format", "report", "save_scores"),
+    "present_classes",
+}
+"""What can be said of an evaluation that has outputs for images."""

@@ -2,12 +2,12 @@
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from grood_jax.backbone.outputs import Outputs
-from grood_jax.detectors import Detector, combine, create, names
+from grood_jax.detectors import Detector, combine, create, names, rebuild
 from grood_jax.detectors.spec import parse_spec
 from grood_jax.evaluation import fitting
 from grood_jax.evaluation.fitting import Fitter
@@ -32,6 +32,19 @@ class Chosen:
     auroc: float
     tried: int
     failed: tuple[str, ...]
+
+    def line(self, name: str) -> str:
+        """What a user is told of it.
+
+        Args:
+          name: the word that describes the candidates.
+        """
+        values = ", ".join(f"{option}={value}" for option, value in self.values.items())
+        failed = f", {len(self.failed)} could not be fitted" if self.failed else ""
+        return (
+            f"chosen for {name}: {values} (AUROC {self.auroc:.4f} on validation images; "
+            f"{self.tried} tried{failed})"
+        )
 
     def record(self) -> dict[str, Any]:
         """What the results say of it."""
@@ -92,8 +105,36 @@ def candidates(name: str, given: Mapping[str, Any]) -> tuple[Detector, ...]:
     return tuple(create(name, **given, **dict(zip(grid, point, strict=True))) for point in points)
 
 
+def for_present(detector: Detector, present: Sequence[int]) -> Detector:
+    """The same detector, told which classes the training data hold, if it asks for that.
+
+    Options that were given stay; so do detectors that have no such option.
+
+    Args:
+      detector: known by name.
+      present: the classes that are there.
+    """
+    options = _with_present(detector.options, present)
+    return detector if options == detector.options else rebuild(detector.name, options)
+
+
+def _with_present(options: Mapping[str, Any], present: Sequence[int]) -> dict[str, Any]:
+    """Options, or those of a combination's members, with the classes where they say none."""
+    changed = dict(options)
+    if "present_classes" in options and options["present_classes"] is None:
+        changed["present_classes"] = [int(label) for label in present]
+    if "members" in options:
+        changed["members"] = [_with_present(member, present) for member in options["members"]]
+    return changed
+
+
 def choose(
-    fitter: Fitter, name: str, tried: Sequence[Detector], inside: Outputs, outside: Outputs
+    fitter: Fitter,
+    name: str,
+    tried: Sequence[Detector],
+    inside: Outputs,
+    outside: Outputs,
+    step: Callable[[int], object] = id,
 ) -> Chosen:
     """The detector with the best AUROC on validation sets; of equal ones the first.
 
@@ -103,6 +144,7 @@ def choose(
       tried: the candidates.
       inside: outputs of ID validation images, with all that the candidates need.
       outside: of OOD validation images.
+      step: called with 1 when a candidate has been tried.
 
     Raises:
       ValueError: not one of them could be fitted; what the last one raised.
@@ -110,6 +152,7 @@ def choose(
     best: tuple[float, Detector] | None = None
     failed: list[str] = []
     for number, detector in enumerate(tried):
+        step(1)
         try:
             fitted = fitter.fit(name, detector)
             scores = (fitting.score(detector, fitted.state, part) for part in (inside, outside))

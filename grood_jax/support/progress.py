@@ -10,8 +10,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def bar(total: int, description: str, *, shown: bool, done: int = 0) -> Any:
-    """A tqdm bar that counts images, gone when it is closed; a context manager.
+def bar(total: int, description: str, *, shown: bool, done: int = 0, unit: str = "images") -> Any:
+    """A tqdm bar that counts images or other things, gone when it is closed; a context manager.
 
     Where stderr is no terminal, one line says what is being done.
 
@@ -20,17 +20,18 @@ def bar(total: int, description: str, *, shown: bool, done: int = 0) -> Any:
       description: what is being done.
       shown: whether to show it at all.
       done: how many are done already.
+      unit: what is counted.
     """
     from tqdm import tqdm
 
     terminal = sys.stderr.isatty()
     if shown and not terminal:
-        tell(f"{description}: {total - done} images")
+        tell(f"{description}: {total - done} {unit}")
     return tqdm(
         total=total,
         initial=done,
         desc=description,
-        unit=" images",
+        unit=f" {unit}",
         disable=not (shown and terminal),
         leave=False,
     )
@@ -41,6 +42,11 @@ def tell(line: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(line, file=sys.stderr)
+
+
+def unsaid(line: str) -> None:
+    """Takes a line of progress that nobody wants."""
+    del line
 
 
 def says(run: Callable[P, T]) -> Callable[P, T]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from grood_jax.data import ArraySet, ImageSet, LimitedSet
+from grood_jax.data.sets import PartOfSet, labels_of
 
 
 @dataclass
@@ -60,3 +61,18 @@ def test_row_numbers_of_32_bits_do_not_overflow():
     full = Rows(1_281_167)
     LimitedSet(full, 50_000).read(np.array([0, 49_999], np.int32))
     assert full.asked == [0, 49_999 * 1_281_167 // 50_000]
+
+
+def test_labels_without_images():
+    """Known ones are taken, of parts those of the whole; else images are read for them."""
+    labels = np.array([4, 5, 6, 7, 8, 9], np.int32)
+    full = ArraySet("a", "b", np.zeros((6, 1, 1, 1), np.uint8), labels)
+    part = PartOfSet(LimitedSet(full, 3), np.array([2, 0]), "two")
+    for images in (full, LimitedSet(full, 4), part):
+        expected = images.read(np.arange(len(images)))[1]
+        np.testing.assert_array_equal(labels_of(images), expected)
+    assert labels_of(full, np.array([1, 4])).tolist() == [5, 8]
+    rows = Rows(600)
+    np.testing.assert_array_equal(labels_of(LimitedSet(rows, 300)), np.arange(0, 600, 2))
+    assert len(rows.asked) == 300
+    assert len(labels_of(Rows(0))) == 0

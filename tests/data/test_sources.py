@@ -11,6 +11,7 @@ import pytest
 from prepared import encoded, random_images, sized, write
 
 from grood_jax.data import ImageSet, TfdsSource
+from grood_jax.data.sets import labels_of
 from grood_jax.data.tfds import TfdsSet, default_data_dir
 from grood_jax.support.errors import UserError
 
@@ -60,6 +61,7 @@ def test_random_access(prepared, images):
     pixels, labels = found.read(rows)
     np.testing.assert_array_equal(pixels, images[rows])
     np.testing.assert_array_equal(labels, rows)
+    np.testing.assert_array_equal(labels_of(found, rows), labels)
     assert (pixels.dtype, labels.dtype) == (np.uint8, np.int32)
 
 

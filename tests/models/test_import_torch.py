@@ -102,7 +102,9 @@ def test_all_that_does_not_fit_is_said_at_once() -> None:
     state["layer3.2.bn2.running_var"] = np.full(64, np.nan, np.float32)
     with pytest.raises(UserError) as caught:
         import_state_dict(state, "resnet20")
-    assert str(caught.value) == (
+    said, _, otherwise = str(caught.value).partition("; if it is of another architecture: ")
+    assert "docs/how-to/outputs.md" in otherwise
+    assert said == (
         "the state dict does not fit model resnet20; "
         "missing: layer1.0.conv1.weight, linear.bias; "
         "unexpected: layer2.0.shortcut.0.weight, num_batches_tracked; "

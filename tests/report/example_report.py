@@ -69,8 +69,7 @@ def figures(inside, shown, scores):
     return {
         "options": {"k": 1},
         "datasets": datasets,
-        "near": results.group_means(datasets, "near"),
-        "far": results.group_means(datasets, "far"),
+        **{g: results.group_figures(datasets, g, inside, scores) for g in ("near", "far")},
     }
 
 

@@ -17,7 +17,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_curve
 
 from grood_jax.data.sets import UnreadableImage
-from grood_jax.evaluation import report, results
+from grood_jax.evaluation import report, tables
 from grood_jax.evaluation.report import contents, curves, figures, gallery, spaces, svg
 from grood_jax.maths import gradients
 from grood_jax.maths.metrics import ood_metrics
@@ -266,7 +266,12 @@ def test_the_page_is_whole_and_small(written):
     made, _, text = written
     page = Page(text)
     assert "{{" not in text.replace("{{script}}", "")
-    cells = [cell for row in results.table_rows(made.results)[1:] for cell in row[4:]]
+    cells = [
+        f"{cell.value:.4f}"
+        for metric in tables.SHOWN
+        for row in tables.rows(made.results, metric).values()
+        for cell in row
+    ]
     numbers = [word for word in page.words if re.fullmatch(r"\d\.\d{4}", word)]
     # Beyond these are scores of images.
     assert numbers[: len(cells)] == cells
@@ -301,7 +306,6 @@ def test_names_that_mean_harm_are_only_words(written):
     assert [key for _, key, _ in page.attributes if key.startswith("on")] == []
     shown = HOSTILE.replace("\x1b", "�").replace("\n", "�")
     assert shown in page.words
-    assert [value for tag, key, value in page.attributes if tag == "option" and value == shown]
     assert written[2].count("\x1b") == 0
 
 

@@ -10,13 +10,11 @@ from html import escape
 from importlib import resources
 from typing import Any
 
+from grood_jax.evaluation import tables
 from grood_jax.evaluation.report.contents import ShownSet
 from grood_jax.evaluation.report.gallery import Picture
 from grood_jax.evaluation.report.spaces import View
-from grood_jax.evaluation.results import table_rows
-
-NUMBERS = 3
-"""The table's first columns are words, the others numbers."""
+from grood_jax.evaluation.tables import Cell, Column
 
 NO_SCORES = (
     "Not drawn: histograms and ROC curves need scores.npz, which an evaluation writes with "
@@ -60,8 +58,7 @@ def render(
         "policy": f"script-src 'sha256-{digest}'",
         "benchmark": _text(results["benchmark"]),
         "about": _about(results),
-        "table": _table(table_rows(results)),
-        "sets": _options(dict.fromkeys(row[1] for row in table_rows(results)[1:])),
+        "tables": "\n".join(_table(results, metric) for metric in tables.SHOWN),
         "detectors": _options(detectors),
         "hidden": "" if detectors else " hidden",
         "figures": "\n".join(_of_detector(name, made) for name, made in detectors.items())
@@ -90,23 +87,41 @@ def _options(names: Mapping[str, Any]) -> str:
     return "".join(f'<option value="{_text(n)}">{_text(n)}</option>' for n in names)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(
-        f'<th scope="col"{_kind(i)} aria-sort="none"><button type="button">{_text(cell)}'
-        "</button></th>"
-        for i, cell in enumerate(rows[0])
-    )
+def _table(results: Mapping[str, Any], metric: tables.Metric) -> str:
+    title = tables.TITLES[metric]
+    across = tables.columns(results)
+    head = _heading("detector", "") + "".join(map(_column, across))
     body = "\n".join(
-        f"<tr{' class=mean' if row[3] == '' else ''}>"
-        + "".join(f"<td{_kind(i)}>{_text(cell)}</td>" for i, cell in enumerate(row))
-        + "</tr>"
-        for row in rows[1:]
+        f'<tr><th scope="row">{_text(name)}</th>{"".join(map(_cell, row))}</tr>'
+        for name, row in tables.rows(results, metric).items()
     )
-    return f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>"
+    return (
+        f'<h3>{title}</h3>\n<div class="rows" tabindex="0" role="region" '
+        f'aria-label="{title} by detector and data set"><table>\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody></table></div>"
+    )
 
 
-def _kind(column: int) -> str:
-    return "" if column < NUMBERS else " class=number"
+def _column(column: Column) -> str:
+    about = "mean" if column.images is None else f"{column.group}, {column.images}"
+    return _heading(column.name, about)
+
+
+def _heading(name: str, about: str) -> str:
+    kind = ' class="number"' if about else ""
+    small = f"<small>{_text(about)}</small>" if about else ""
+    return (
+        f'<th scope="col"{kind} aria-sort="none"><button type="button">{_text(name)}{small}'
+        "</button></th>"
+    )
+
+
+def _cell(cell: Cell) -> str:
+    if cell.value is None:
+        return f'<td class="number">{tables.NONE}</td>'
+    spread = "" if cell.spread is None else f"<small>± {cell.spread:.4f}</small>"
+    kind = ("number", "number best", "number second")[cell.place]
+    return f'<td class="{kind}" data-value="{cell.value}">{cell.value:.4f}{spread}</td>'
 
 
 def _figure(svg: str, label: str, caption: str) -> str:
@@ -170,8 +185,9 @@ def _of_set(shown: ShownSet, most: list[Picture], least: list[Picture]) -> str:
     )
     if not most:
         strips = (
-            '<p class="dim">Not shown: some images could not be read, and the network\'s outputs '
-            "come from the cache, which does not say of which images they are.</p>"
+            '<p class="dim">Not shown: there are outputs alone, or images that can be read once; '
+            "or some could not be read, and the network's outputs come from the cache, which does "
+            "not say of which images they are.</p>"
         )
     return (
         f'<section class="set"><h3>{_text(shown.name)} <span class="dim">{shown.group}</span></h3>'

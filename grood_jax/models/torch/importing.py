@@ -21,6 +21,12 @@ _IGNORED = ("num_batches_tracked", "relative_position_index")
 """Arrays on which nothing depends: the counters of PyTorch's batch norms, and a table that Swin's
 windows alone decide."""
 
+OTHERWISE = (
+    "a network that is not imported is evaluated by its features and logits, in five lines of "
+    "PyTorch and python -m grood_jax.eval --outputs: see docs/how-to/outputs.md"
+)
+"""What is left where a network is not known."""
+
 
 def import_state_dict(state: Mapping[str, np.ndarray], name: str) -> Staged:
     """Makes a network of a PyTorch state dict.
@@ -43,7 +49,12 @@ def import_state_dict(state: Mapping[str, np.ndarray], name: str) -> Staged:
     References:
       The names: those of `torch_names.torch_name`.
     """
-    checks.choice("model", name, get_args(Importable))
+    if name not in get_args(Importable):
+        # With the way that is left.
+        try:
+            checks.choice("model", name, get_args(Importable))
+        except ValueError as error:
+            raise ValueError(f"{error}; {OTHERWISE}") from error
     if not isinstance(state, Mapping) or not all(isinstance(entry, str) for entry in state):
         raise TypeError(f"state is a {type(state).__name__}; expected arrays by PyTorch's names")
     if name == "vit_b_16":
@@ -141,4 +152,7 @@ def _check(
         *sorted(wrong),
     ]
     if faults:
-        raise UserError(f"the state dict does not fit model {name}; {'; '.join(faults)}")
+        raise UserError(
+            f"the state dict does not fit model {name}; {'; '.join(faults)}; if it is of another "
+            f"architecture: {OTHERWISE}"
+        )
