@@ -11,6 +11,7 @@ from grood_jax.support import missing, moved
 if TYPE_CHECKING:
     from grood_jax import detectors
     from grood_jax.backbone.backbone import Backbone
+    from grood_jax.backbone.listing import layers
     from grood_jax.backbone.outputs import Mix, Outputs
     from grood_jax.conformal.drift import DriftMonitor
     from grood_jax.deploying.ood_classifier import OODClassifier, Prediction
@@ -51,6 +52,7 @@ __all__ = [
     "class_prototypes",
     "detectors",
     "grow_bank",
+    "layers",
     "merge_banks",
     "mix_with_prototypes",
     "nearest_distances",
@@ -75,6 +77,7 @@ _HOMES = {
     "build_bank_in_pieces": "neighbors.building",
     "class_prototypes": "maths.prototypes",
     "grow_bank": "neighbors.building",
+    "layers": "backbone.listing",
     "merge_banks": "neighbors.building",
     "mix_with_prototypes": "maths.mixup",
     "nearest_distances": "neighbors.searching",
