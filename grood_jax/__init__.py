@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from grood_jax.backbone.outputs import Mix, Outputs
     from grood_jax.conformal.drift import DriftMonitor
     from grood_jax.deploying.ood_classifier import OODClassifier, Prediction
+    from grood_jax.evaluation.heads import fit_head
     from grood_jax.maths.gradients import ood_gradients
     from grood_jax.maths.metrics import ood_metrics
     from grood_jax.maths.mixup import mix_with_prototypes
@@ -51,6 +52,7 @@ __all__ = [
     "build_bank_in_pieces",
     "class_prototypes",
     "detectors",
+    "fit_head",
     "grow_bank",
     "layers",
     "merge_banks",
@@ -76,6 +78,7 @@ _HOMES = {
     "build_bank": "neighbors.building",
     "build_bank_in_pieces": "neighbors.building",
     "class_prototypes": "maths.prototypes",
+    "fit_head": "evaluation.heads",
     "grow_bank": "neighbors.building",
     "layers": "backbone.listing",
     "merge_banks": "neighbors.building",

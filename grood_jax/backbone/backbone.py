@@ -1,7 +1,7 @@
 """A classifier cut in two pure functions: the one seam to neural-network frameworks."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from grood_jax.backbone.encoders import EncoderLate, Wanted, encoder_parts, headed
 from grood_jax.backbone.outputs import Outputs
 from grood_jax.backbone.stages import Cut, Early, Head, Late, Middle, Parts, check_hashable
 from grood_jax.support import checks
@@ -202,6 +203,92 @@ class Backbone:
         )
         return cls._of(parts, input_std, input_mean)
 
+    @classmethod
+    def from_encoder(
+        cls,
+        encoder: Any,
+        arrays: Any = None,
+        *,
+        head: Any = None,
+        text: Any = None,
+        cut: str | None = None,
+        example: Any = None,
+        call: Callable[..., Any] | None = None,
+        input_std: Sequence[float] = (),
+        input_mean: Sequence[float] = (),
+    ) -> "Backbone":
+        """Makes a backbone of a network that gives features and no logits.
+
+        Without a head, detectors that read no logits work (`Detector.logits`): the class of an
+        image is then that of the nearest mean of training features. With one, all do.
+
+        Args:
+          encoder: a function ``(arrays, images) -> features (B, D)``, pure, in evaluation mode; a
+            flax.nnx module; or a flax.linen module.
+          arrays: of the function, any pytree; of a linen module, its variables.
+          head: ``"linear"``, a logistic regression, or ``"prototypes"``, the classes' means, to be
+            fitted on the training features (`grood_jax.fit_head`); or weights (D, C) and bias (C,).
+          text: ``(embeddings (C, D), temperature)`` of the classes' names, or with a bias as
+            SigLIP has one: features are then brought to length 1, and logits are cosines with the
+            embeddings over the temperature, plus the bias.
+          cut: as for `from_nnx`, for modules with an example; otherwise, the features.
+          example: as for `from_nnx`.
+          call: as for `from_nnx`, for modules: it returns features.
+          input_std: as for `from_functions`, like the next.
+          input_mean: what was subtracted from images.
+
+        Raises:
+          TypeError: an argument of the wrong kind, or a function that is not hashable.
+          ValueError: what `from_nnx` raises; a head or embeddings of wrong shapes or not finite;
+            and, at the first call, of another width than the features.
+        """
+        from grood_jax.backbone import adapting
+
+        made = adapting.encoder_of(
+            encoder,
+            arrays,
+            cut=cut,
+            example=example,
+            call=call,
+            takes_bytes=bool(input_std) and bool(input_mean),
+        )
+        return cls._of(encoder_parts(made, head, text), input_std, input_mean)
+
+    @property
+    def wanted_head(self) -> Wanted | None:
+        """The head that is to be fitted, "" if none was asked for; None where there is one."""
+        return self.late.wanted if isinstance(self.late, EncoderLate) else None
+
+    @property
+    def fitted_head(self) -> tuple[Float[Array, "d c"], Float[Array, " c"]] | None:
+        """Weights (D, C) and bias (C,) of a head that was fitted to an encoder, if one was."""
+        fitted = isinstance(self.late, EncoderLate) and self.late.fitted
+        return (self.arrays["head"]["weights"], self.arrays["head"]["bias"]) if fitted else None
+
+    @property
+    def given_arrays(self) -> Any:
+        """The arrays without a head that was fitted."""
+        return self.arrays if self.fitted_head is None else {**self.arrays, "head": {}}
+
+    def with_head(
+        self, weights: Float[Array, "d c"], bias: Float[Array, " c"], name: str = "fitted"
+    ) -> "Backbone":
+        """An encoder with a head that was fitted to it.
+
+        Args:
+          weights: (D, C).
+          bias: (C,).
+          name: what it is called.
+
+        Raises:
+          ValueError: the backbone has a head already.
+        """
+        if self.wanted_head is None:
+            raise ValueError(f"{self} has a head; expected one of Backbone.from_encoder without")
+        parts = Parts(*(getattr(self, field) for field in Parts._fields))
+        made = headed(parts, weights, bias, name=name, fitted=True)
+        return replace(self, **made._asdict())
+
     @property
     def takes_bytes(self) -> bool:
         """Whether images may be given as bytes from 0 to 255."""
@@ -231,6 +318,8 @@ class Backbone:
         parts = [f"{len(leaves)} arrays", f"{numbers:,} numbers"]
         parts += [f"cut {self.cut!r}"] if self.cut else []
         parts += [f"head {self.head_name!r}"] if self.head_name else []
+        if (wanted := self.wanted_head) is not None:
+            parts += [f"a {wanted} head to be fitted" if wanted else "no head"]
         gives = [name for name in ("head", "layers") if getattr(self, name) is not None]
         parts += [f"with {' and '.join(gives)}"] if gives else []
         return f"Backbone({', '.join(parts)})"
@@ -317,7 +406,7 @@ def require_backbone(backbone: Any) -> Backbone:
     if not isinstance(backbone, Backbone):
         raise TypeError(
             f"backbone is a {type(backbone).__name__}; expected a Backbone: make it with "
-            "Backbone.from_nnx(model, example=images), from_linen or from_functions"
+            "Backbone.from_nnx(model, example=images), from_linen, from_encoder or from_functions"
         )
     return backbone
 

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from grood_jax.backbone.flow import Network, abstract_run
+from grood_jax.backbone.adapting import network_of
+from grood_jax.backbone.flow import abstract_run
 from grood_jax.backbone.naming import LayerTable, images_like, layer_table
 
 
@@ -31,15 +32,5 @@ def layers(
       TypeError: ``model`` is no module of Flax, ``example`` no batch of images.
       ValueError: the model cannot run on the example, or has no such head.
     """
-    from flax import linen as flax_linen
-
-    network: Network
-    if isinstance(model, flax_linen.Module):
-        from grood_jax.backbone import linen
-
-        network, arrays = linen.network_of(model, variables, call)
-    else:
-        from grood_jax.backbone import nnx
-
-        network, arrays = nnx.network_of(model, call)
+    network, arrays = network_of(model, variables, call)
     return layer_table(abstract_run(network, arrays, images_like(example, False)), head)

@@ -21,7 +21,7 @@ from grood_jax.data import Batch
 from grood_jax.deploying import exporting
 from grood_jax.deploying.exporting import Score
 from grood_jax.detectors import Detector
-from grood_jax.evaluation import fitting
+from grood_jax.evaluation import fitting, heads
 from grood_jax.evaluation.fitting import FittedAll
 from grood_jax.passes.forward import TrainingBatches, extract_labelled, network_outputs
 from grood_jax.storage import checkpoints, saving
@@ -189,6 +189,7 @@ class OODClassifier:
             )
         checks.several("calibration", calibration, "batches, pairs or images")
         train = _training_batches(train_batches)
+        backbone = heads.completed(backbone, train, [(detector.name, detector)])
         fitter = fitting.prepare(
             backbone,
             train,
@@ -427,6 +428,7 @@ class OODClassifier:
             "held_out_scores": self.held_out_scores,
             "held_out_classes": self.held_out_classes,
             "references": self.references,
+            "fitted_head": self.backbone.fitted_head,
         }
         arrays: dict[str, np.ndarray] = {}
         described = {}
@@ -440,7 +442,7 @@ class OODClassifier:
             "num_classes": self.num_classes,
             "target_tpr": self.target_tpr,
             "per_class": self.per_class,
-            "model": checkpoints.fingerprint_of(self.backbone.arrays),
+            "model": checkpoints.fingerprint_of(self.backbone.given_arrays),
         }
         return arrays, about
 
@@ -454,7 +456,7 @@ class OODClassifier:
           UserError: another classifier, a detector that is not known here, or a description that
             is none of `take_apart`'s.
         """
-        fingerprint = checkpoints.fingerprint_of(require_backbone(backbone).arrays)
+        fingerprint = checkpoints.fingerprint_of(require_backbone(backbone).given_arrays)
         with manifests.described("classifier", path):
             if fingerprint != about["model"]:
                 raise UserError(
@@ -468,6 +470,9 @@ class OODClassifier:
                 raise UserError(
                     f"the detector saved in {path} is not known here: {error}"
                 ) from error
+            head = parts.pop("fitted_head", None)
+            if head is not None and backbone.wanted_head is not None:
+                backbone = backbone.with_head(*head)
             made = cls(
                 backbone=backbone,
                 detector=detector,
