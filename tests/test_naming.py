@@ -199,13 +199,14 @@ def test_what_may_be_cut_is_what_cuts(make, images: jax.Array) -> None:
     net = make()
     network, arrays = adapter.network_of(net, None)
     table = gj.layers(net, images)
+    head = naming.HeadAt(table.head)
     straight = np.asarray(Backbone.from_nnx(net, example=images)(images).logits)
     claims = {}
     for layer in table:
         if layer.path == table.head:
             continue
-        early = naming.NamedEarly(network, table.head, layer.path)
-        late = naming.NamedLate(network, table.head, layer.path, (6,), "float32", "float32")
+        early = naming.NamedEarly(network, head, layer.path)
+        late = naming.NamedLate(network, head, layer.path, (6,), "float32", "float32")
         late_logits = late(arrays, early(arrays, images))[1]
         claims[layer.path] = bool(np.allclose(late_logits, straight, atol=1e-5))
     assert claims == {layer.path: layer.may_be_cut for layer in table if layer.path != table.head}
@@ -287,6 +288,44 @@ def test_nothing_to_cut_and_a_head_that_is_a_convolution(images: jax.Array) -> N
     np.testing.assert_allclose(outputs.logits, net(images), rtol=1e-5)
 
 
+class TupleBlock(linen.Module):
+    """It returns what it has seen, besides."""
+
+    @linen.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        y = linen.Dense(WIDTH)(x)
+        return x + y, {"added": y}
+
+
+class Dense2d(linen.Module):
+    """A head that is called on every place, too, and blocks that return more than one array."""
+
+    @linen.compact
+    def __call__(self, x: jax.Array, *, train: bool = True) -> tuple[jax.Array, dict[str, Any]]:
+        out = {}
+        x = linen.Dense(WIDTH, name="embedding")(x)
+        for i in range(2):
+            x, out[f"block{i}"] = TupleBlock(name=f"block{i}")(x)
+        head = linen.Dense(CLASSES, name="head")
+        out["logits_2d"] = head(x)
+        return head(x.mean(axis=(1, 2))), out
+
+
+@pytest.mark.parametrize("cut", [None, "block0", "block1"])
+def test_blocks_that_return_tuples_and_heads_that_are_called_on_places(cut, key) -> None:
+    images = jax.random.normal(key, (3, 2, 2, 6))
+    module = Dense2d()
+    variables = module.init(jax.random.key(0), images)
+    backbone = Backbone.from_linen(module, variables, cut=cut, example=images)
+    assert (backbone.cut, backbone.head_name) == (cut or "block0", "head")
+    expected, out = module.apply(variables, images)
+    np.testing.assert_allclose(backbone(images).logits, expected, rtol=1e-5, atol=1e-6)
+    if cut == "block0":
+        hidden = linen.Dense(WIDTH).apply({"params": variables["params"]["embedding"]}, images)
+        hidden = hidden + out["block0"]["added"]
+        np.testing.assert_allclose(backbone.hidden(images), hidden, rtol=1e-5, atol=1e-6)
+
+
 class Auxiliary(nnx.Module):
     """Two linear layers end side by side."""
 
@@ -325,7 +364,7 @@ class Strange(nnx.Module):
         self.head = nnx.Linear(6, CLASSES, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x, _ = self.pair(self.twice(self.twice(x)))
+        x = self.pair(self.twice(self.twice(x)))["x"]
         x = x + self.table(jnp.arange(1)) + self.counted(x)[:, None]
         within = nnx.split(self.within)
 
@@ -337,8 +376,8 @@ class Strange(nnx.Module):
 
 
 class Pair(nnx.Module):
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, int]:
-        return x, 1
+    def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
+        return {"x": x}
 
 
 class Counted(nnx.Module):
@@ -350,7 +389,7 @@ class Counted(nnx.Module):
     ("cut", "match"),
     [
         ("twice", r"'twice', which is called 2 times; no submodule of this model works"),
-        ("pair", "'pair', which returns a tuple of 2"),
+        ("pair", "'pair', which returns a dict of 1"),
         ("table", "'table', which does not depend on the images"),
         ("counted", "'counted', which returns int32"),
         ("apart", "'apart', which is not on the way to the head"),

@@ -72,7 +72,7 @@ class Called:
       kind: the name of its class.
       linear: whether it is a linear layer.
       entered: its first array, shape and dtype; None where there is none.
-      left: its output; None where that is not one array.
+      left: its output, or the first part of that; None where that is no array.
       returned: what it returned, in words.
       entering: how its first array depends on the images; None where it does not.
       leaving: how its output does.
@@ -128,7 +128,8 @@ class _Recorder:
         entered = first_array(args, kwargs)
         if entered is not None:
             args, kwargs = with_first(checkpoint_name(entered, f"into {name}"), args, kwargs)
-        left = call(*args, **kwargs)
+        returned = call(*args, **kwargs)
+        left = main_part(returned)
         if self.calls and left is self.last:
             self.calls[-1]["passed_on"] = True
         self.names.append(name)
@@ -139,11 +140,11 @@ class _Recorder:
                 "linear": self.network.is_linear(module),
                 "entered": struct(entered),
                 "left": struct(left),
-                "returned": described(left),
+                "returned": described(returned),
             }
         )
-        self.last = checkpoint_name(left, f"from {name}") if is_array(left) else None
-        return left if self.last is None else self.last
+        self.last = None if left is None else checkpoint_name(left, f"from {name}")
+        return with_main(returned, self.last)
 
 
 HOOKED = "Hooked"
@@ -272,6 +273,20 @@ def with_first(
     if args:
         return (array, *args[1:]), kwargs
     return args, {**kwargs, next(iter(kwargs)): array}
+
+
+def main_part(returned: Any) -> Any:
+    """The array that a layer returns, alone or before others; None where it returns none."""
+    if type(returned) in (tuple, list) and returned:
+        returned = returned[0]
+    return returned if is_array(returned) else None
+
+
+def with_main(returned: Any, array: Any) -> Any:
+    """The same with another array in that place."""
+    if array is None:
+        return returned
+    return array if is_array(returned) else type(returned)([array, *returned[1:]])
 
 
 def described(value: Any) -> str:

@@ -23,12 +23,28 @@ from grood_jax.backbone.flow import (
     first_array,
     is_array,
     joined,
+    main_part,
     with_first,
+    with_main,
 )
 from grood_jax.backbone.stages import Parts, check_hashable
 
-HeadLayer = str | Callable[..., Any]
-"""The path of the head, or a function ``(model, features) -> logits`` of what the model returns."""
+
+@dataclass(frozen=True)
+class HeadAt:
+    """A layer from features to logits.
+
+    Attributes:
+      path: of the layer.
+      which: of its calls in a run; some are called on every place of an image besides.
+    """
+
+    path: str
+    which: int = 0
+
+
+HeadLayer = HeadAt | Callable[..., Any]
+"""The head, or a function ``(model, features) -> logits`` of what the model returns."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +112,9 @@ class LayerTable(Sequence[Layer]):
 
 def layer_table(run: Run, head: str | None) -> LayerTable:
     """The submodules of a network; ``head`` None: the last linear layer, if there is one."""
-    if head is None:
-        ends = _last_linear(run)
-        head = ends[-1] if ends else ""
-    else:
-        head = find_head(run, head)
-    return _table(run, head, _goal(run, head))
+    ends = _last_linear(run) if head is None else [find_head(run, head)]
+    place = ends[-1] if ends else None
+    return _table(run, place, _goal(run, place))
 
 
 def named_parts(
@@ -140,27 +153,27 @@ def named_parts(
         )
     images = images_like(example, takes_bytes)
     run = abstract_run(network, arrays, images)
-    head = find_head(run, head) if head is None or isinstance(head, str) else head
-    check_hashable("head", head)
-    name = head if isinstance(head, str) else ""
-    if not name and not _is_flat(run, run.returned):
+    place = find_head(run, head) if head is None or isinstance(head, str) else None
+    last = None if place is None else run.calls[place]
+    if last is not None:
+        head = HeadAt(last.path, sum(own.path == last.path for own in run.calls[:place]))
+    elif not _is_flat(run, run.returned):
         raise ValueError(
             f"the {network.what} returns {described(run.returned)}; expected features (B, D): give "
             f"call=, a function of the {network.what} and images that returns them"
         )
-    goal = _goal(run, name)
-    cut = _choose_cut(_table(run, name, goal), run, cut)
-    dtype = str(_called(run, cut).left.dtype) if cut else ""  # type: ignore[union-attr]
-    late = NamedLate(network, head, cut, images.shape[1:], str(images.dtype), dtype)
-    linear = bool(name) and _called(run, name).linear
+    check_hashable("head", head)
+    cut = _choose_cut(_table(run, place, _goal(run, place)), run, cut)
+    at_cut = next((own.left for own in run.calls if own.path == cut), None)
+    dtype = "" if at_cut is None else str(at_cut.dtype)
     return Parts(
         arrays,
         NamedEarly(network, head, cut),
-        late,
-        NamedHead(network, name) if linear else None,
+        NamedLate(network, head, cut, images.shape[1:], str(images.dtype), dtype),
+        NamedHead(network, last.path) if last is not None and last.linear else None,
         None,
         cut or "features",
-        name,
+        "" if last is None else last.path,
     )
 
 
@@ -203,17 +216,17 @@ def near(name: str, names: Iterable[str]) -> str:
     return f"there are {', '.join(map(repr, known[:20])) or 'none'}{more}"
 
 
-def find_head(run: Run, head: str | None) -> str:
-    """The path of the layer from features to logits.
+def find_head(run: Run, head: str | None) -> int:
+    """The call from features to logits, by its number.
 
     Args:
       run: an abstract run.
-      head: the path, if it is given; None for the last linear layer. Where several could be it,
-        a warning says so.
+      head: the path of the layer, if it is given; None for the last linear layer. Where several
+        could be it, a warning says so.
 
     Raises:
-      ValueError: there is no such submodule, it is not called just once from features (B, D) to
-        logits (B, C), or there is no linear layer.
+      ValueError: there is no such submodule, none of its calls or several are from features (B, D)
+        to logits (B, C), or there is no linear layer.
     """
     what, paths = run.network.what, [call.path for call in run.calls]
     if head is None:
@@ -225,9 +238,10 @@ def find_head(run: Run, head: str | None) -> str:
                 "with Backbone.from_encoder, which needs none"
             )
         if len(ends) > 1:
+            named = [repr(paths[place]) for place in ends]
             warnings.warn(
-                f"head is not given, and {', '.join(map(repr, ends))} could each be it; the last, "
-                f"{ends[-1]!r}, is taken: give head= to be sure",
+                f"head is not given, and {', '.join(named)} could each be it; the last, "
+                f"{named[-1]}, is taken: give head= to be sure",
                 UserWarning,
                 stacklevel=5,
             )
@@ -236,14 +250,15 @@ def find_head(run: Run, head: str | None) -> str:
         raise ValueError(
             f"head is {head!r}; the {what} calls no submodule of that name; {near(head, paths)}"
         )
-    call = _called(run, head)
-    why = _no_head(run, call) or ("is called more than once" if paths.count(head) > 1 else "")
-    if why:
-        raise ValueError(
-            f"head is {head!r}, which {why}; expected a layer called once, from features (B, D) to "
-            "logits (B, C)"
-        )
-    return head
+    places = [place for place, path in enumerate(paths) if path == head]
+    reasons = [_no_head(run, run.calls[place]) for place in places]
+    if reasons.count("") == 1:
+        return places[reasons.index("")]
+    why = "is called more than once" if "" in reasons else reasons[-1]
+    raise ValueError(
+        f"head is {head!r}, which {why}; expected a layer called once, from features (B, D) to "
+        "logits (B, C)"
+    )
 
 
 def _no_head(run: Run, call: Called) -> str:
@@ -256,8 +271,8 @@ def _no_head(run: Run, call: Called) -> str:
     return "does not depend on the images" if call.entering is None else ""
 
 
-def _last_linear(run: Run) -> list[str]:
-    """The linear layers from features to logits that no other such layer follows."""
+def _last_linear(run: Run) -> list[int]:
+    """The calls of linear layers from features to logits that no other such call follows."""
     # All of something that is returned comes through the head: not so in a residual block.
     ends = [flow.through for flow in run.ends] or [-1]
     linear = [
@@ -269,7 +284,7 @@ def _last_linear(run: Run) -> list[str]:
     for place in linear:
         entering = run.calls[place].entering
         read |= 0 if entering is None else entering.after
-    return list(dict.fromkeys(run.calls[p].path for p in linear if not read & (1 << p)))
+    return [place for place in linear if not read & (1 << place)]
 
 
 def _is_flat(run: Run, array: Any) -> bool:
@@ -283,31 +298,27 @@ def _is_flat(run: Run, array: Any) -> bool:
     return set(array.shape[1:-1]) <= {1}
 
 
-def _called(run: Run, path: str) -> Called:
-    return next(call for call in reversed(run.calls) if call.path == path)
-
-
-def _goal(run: Run, head: str) -> Flow:
+def _goal(run: Run, head: int | None) -> Flow:
     """How features and logits depend on the images; without a head, what the model returns."""
-    if not head:
+    if head is None:
         if not run.ends:
             raise ValueError(f"what the {run.network.what} returns does not depend on the images")
         return joined(run.ends)
-    call = _called(run, head)
+    call = run.calls[head]
     return joined([flow for flow in (call.entering, call.leaving) if flow is not None])
 
 
-def _table(run: Run, head: str, goal: Flow) -> LayerTable:
+def _table(run: Run, head: int | None, goal: Flow) -> LayerTable:
     times = Counter(call.path for call in run.calls)
+    path = "" if head is None else run.calls[head].path
     layers = {}
     for place, call in enumerate(run.calls):
         why = f"is called {times[call.path]} times" if times[call.path] > 1 else ""
-        why = why or _why_not(run, call, 1 << place, goal)
-        if call.path == head:
-            why = "is the head"
-        shape = () if call.left is None else call.left.shape
-        layers[call.path] = Layer(call.path, call.kind, shape, why)
-    return LayerTable(tuple(layers.values()), head)
+        why = "is the head" if call.path == path else why or _why_not(run, call, 1 << place, goal)
+        if place == head or call.path not in layers or call.path != path:
+            shape = () if call.left is None else call.left.shape
+            layers[call.path] = Layer(call.path, call.kind, shape, why)
+    return LayerTable(tuple(layers.values()), path)
 
 
 def _why_not(run: Run, call: Called, bit: int, goal: Flow) -> str:
@@ -374,14 +385,14 @@ class NamedEarly:
         def hook(path: str, module: Any, call: Any, args: Any, kwargs: Any) -> Any:
             del module
             output = call(*args, **kwargs)
-            seen.append(output if path == self.cut else first_array(args, kwargs))
+            seen.append(main_part(output) if path == self.cut else first_array(args, kwargs))
             return output
 
-        place = self.cut or self.head
-        if not isinstance(place, str):
+        if not self.cut and not isinstance(self.head, HeadAt):
             return _flat(self.network.run(arrays, images, hook, frozenset())[1])
-        self.network.run(arrays, images, hook, frozenset({place}))
-        return _only(place, seen)
+        place = HeadAt(self.cut) if self.cut or not isinstance(self.head, HeadAt) else self.head
+        self.network.run(arrays, images, hook, frozenset({place.path}))
+        return _seen_at(place, seen)
 
 
 @dataclass(frozen=True)
@@ -406,17 +417,18 @@ class NamedLate:
         def hook(path: str, module: Any, call: Any, args: Any, kwargs: Any) -> Any:
             del module
             if path == self.cut:
-                return hidden.astype(self.dtype)
-            if not self.cut:
+                return with_main(call(*args, **kwargs), hidden.astype(self.dtype))
+            if not self.cut and self.head == HeadAt(path, len(seen)):
                 args, kwargs = with_first(hidden, args, kwargs)
-            seen.append((first_array(args, kwargs), call(*args, **kwargs)))
-            return seen[-1][1]
+            output = call(*args, **kwargs)
+            seen.append((first_array(args, kwargs), main_part(output)))
+            return output
 
         images = jnp.zeros((hidden.shape[0], *self.image_shape), self.image_dtype)
-        paths = frozenset(path for path in (self.cut, self.head) if isinstance(path, str) and path)
-        model, returned = self.network.run(arrays, images, hook, paths)
-        if isinstance(self.head, str):
-            features, logits = _only(self.head, seen)
+        paths = {self.cut, self.head.path} if isinstance(self.head, HeadAt) else {self.cut}
+        model, returned = self.network.run(arrays, images, hook, frozenset(paths))
+        if isinstance(self.head, HeadAt):
+            features, logits = _seen_at(self.head, seen)
             return _flat(features), _flat(logits)
         features = _flat(returned) if self.cut else hidden
         return features, self.head(model, features)
@@ -434,13 +446,14 @@ class NamedHead:
         return self.network.weights(arrays, self.path)
 
 
-def _only(path: Any, seen: Sequence[Any]) -> Any:
-    if len(seen) != 1:
+def _seen_at(place: HeadAt, seen: Sequence[Any]) -> Any:
+    """What was seen at a call of a layer."""
+    if len(seen) <= place.which:
         raise ValueError(
-            f"{path!r} was called {len(seen)} times in this run, and once on the example; expected "
-            "images of the example's shape"
+            f"{place.path!r} was called {len(seen)} times in this run, and more often on the "
+            "example; expected images of the example's shape"
         )
-    return seen[0]
+    return seen[place.which]
 
 
 def _flat(array: Any) -> Any:
