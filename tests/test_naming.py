@@ -326,6 +326,38 @@ def test_blocks_that_return_tuples_and_heads_that_are_called_on_places(cut, key)
         np.testing.assert_allclose(backbone.hidden(images), hidden, rtol=1e-5, atol=1e-6)
 
 
+class Lifted(linen.Module):
+    """Blocks inside a transformation of Linen's."""
+
+    how: str
+
+    @linen.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = linen.Dense(WIDTH, name="stem")(x)
+        lift = {"remat": linen.remat, "jit": linen.jit}[self.how]
+        for i in range(3):
+            x = lift(LinenBlock)(name=f"block{i}")(x)
+        return linen.Dense(CLASSES, name="out")(x)
+
+
+def test_blocks_inside_a_remat_may_be_cut(images: jax.Array) -> None:
+    module = Lifted("remat")
+    variables = module.init(jax.random.key(0), images)
+    backbone = Backbone.from_linen(module, variables, cut="block1", example=images)
+    expected = module.apply(variables, images)
+    for run in (lambda b, x: b(x).logits, jax.jit(lambda b, x: b(x).logits)):
+        np.testing.assert_allclose(run(backbone, images), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="'block1/linear', which is bypassed.*'block1' works"):
+        Backbone.from_linen(module, variables, cut="block1/linear", example=images)
+
+
+def test_blocks_inside_a_jit_may_not(images: jax.Array) -> None:
+    module = Lifted("jit")
+    variables = module.init(jax.random.key(0), images)
+    with pytest.raises(ValueError, match="'block1', which runs inside a scan, .*; 'stem' works"):
+        Backbone.from_linen(module, variables, cut="block1", example=images)
+
+
 class Auxiliary(nnx.Module):
     """Two linear layers end side by side."""
 

@@ -21,6 +21,9 @@ ONCE = (
 )
 """Operations that do just once what is written in them."""
 
+AGAIN = ("remat", "remat2", "checkpoint")
+"""Those of them that do it anew where gradients ask for it."""
+
 
 @runtime_checkable
 class Network(Hashable, Protocol):
@@ -38,6 +41,13 @@ class Network(Hashable, Protocol):
         Returns:
           The model as it was run, and what it returned.
         """
+
+    @property
+    def captures(self) -> bool:
+        """Whether `captured` works."""
+
+    def captured(self, arrays: Any, images: Array, path: str) -> Any:
+        """The output of a submodule that runs inside a remat."""
 
     def is_linear(self, submodule: Any) -> bool:
         """Whether a submodule is a linear layer."""
@@ -76,7 +86,8 @@ class Called:
       returned: what it returned, in words.
       entering: how its first array depends on the images; None where it does not.
       leaving: how its output does.
-      nested: whether it runs inside another program: a scan, remat or jit.
+      nested: whether it runs inside another program, a scan or jit.
+      again: whether it runs inside a remat.
       passed_on: whether the call that ended next returned just this output.
     """
 
@@ -89,6 +100,7 @@ class Called:
     entering: Flow | None = None
     leaving: Flow | None = None
     nested: bool = False
+    again: bool = False
     passed_on: bool = False
 
 
@@ -177,7 +189,8 @@ def abstract_run(network: Network, arrays: Any, images: jax.ShapeDtypeStruct) ->
     bits = {f"from {name}": 1 << place for place, name in enumerate(recorder.names)}
     flows = {program.invars[-1]: Flow()}
     tags: dict[str, Flow | None] = {}
-    _follow(program, flows, tags, bits)
+    again: set[str] = set()
+    _follow(program, flows, tags, bits, again)
     ends = tuple(flows[var] for var in program.outvars if _is_variable(var) and var in flows)
     calls = (
         Called(
@@ -185,6 +198,7 @@ def abstract_run(network: Network, arrays: Any, images: jax.ShapeDtypeStruct) ->
             entering=tags.get(f"into {name}"),
             leaving=tags.get(f"from {name}"),
             nested=call["left"] is not None and f"from {name}" not in tags,
+            again=f"from {name}" in again,
         )
         for name, call in zip(recorder.names, recorder.calls, strict=True)
     )
@@ -200,7 +214,11 @@ def joined(flows: Sequence[Flow]) -> Flow:
 
 
 def _follow(
-    program: Any, flows: dict[Any, Flow], tags: dict[str, Flow | None], bits: Mapping[str, int]
+    program: Any,
+    flows: dict[Any, Flow],
+    tags: dict[str, Flow | None],
+    bits: Mapping[str, int],
+    again: set[str],
 ) -> None:
     """Follows the images through a program.
 
@@ -209,6 +227,7 @@ def _follow(
       flows: of the variables that depend on the images: at first of inputs, in the end of all.
       tags: takes the flows of what has a name.
       bits: of the names of calls' outputs.
+      again: takes the names that stand inside a remat.
     """
     for step in program.eqns:
         read = [flows[var] for var in step.invars if _is_variable(var) and var in flows]
@@ -226,8 +245,13 @@ def _follow(
             continue
         pairs = zip(inner.invars, step.invars, strict=True)
         within = {own: flows[var] for own, var in pairs if _is_variable(var) and var in flows}
-        # What has a name in there is computed there, and cannot be replaced from without.
-        _follow(inner, within, {}, {})
+        if step.primitive.name in AGAIN:
+            known = {*tags}
+            _follow(inner, within, tags, bits, again)
+            again |= {*tags} - known
+        else:
+            # What has a name in there is computed there, and cannot be replaced from without.
+            _follow(inner, within, {}, {}, set())
         for own, var in zip(inner.outvars, step.outvars, strict=True):
             if _is_variable(own) and own in within:
                 flows[var] = within[own]

@@ -111,14 +111,31 @@ class LinenNetwork:
                 return call(*args, **kwargs)
             return hook(path, context.module, call, args, kwargs)
 
-        def bound(module: Any, images: Array) -> Any:
-            if self.call is not None:
-                return self.call(module, images)
-            return module(images, **evaluation_flags(module))
-
         with linen.intercept_methods(around):
-            returned = _applied(self.module, arrays, images, bound)
+            returned = _applied(self.module, arrays, images, self._call)
         return self.module.bind(arrays), returned
+
+    captures = True
+
+    def captured(self, arrays: Any, images: Array, path: str) -> Any:
+        """The output of a submodule, wherever it runs."""
+
+        def wanted(module: Any, method: str) -> bool:
+            return method == "__call__" and "/".join(module.path) == path
+
+        kept = self.module.apply(
+            arrays,
+            images,
+            method=self._call,
+            capture_intermediates=wanted,
+            mutable=["intermediates"],
+        )[1]
+        return _at(kept["intermediates"], path)["__call__"][0]
+
+    def _call(self, module: Any, images: Array) -> Any:
+        if self.call is not None:
+            return self.call(module, images)
+        return module(images, **evaluation_flags(module))
 
     def is_linear(self, submodule: Any) -> bool:
         """Whether it is a linen.Dense."""

@@ -47,6 +47,9 @@ HeadLayer = HeadAt | Callable[..., Any]
 """The head, or a function ``(model, features) -> logits`` of what the model returns."""
 
 
+NESTED = "runs inside a scan, remat or jit"
+
+
 @dataclass(frozen=True)
 class Layer:
     """A submodule, as it was called.
@@ -164,11 +167,11 @@ def named_parts(
         )
     check_hashable("head", head)
     cut = _choose_cut(_table(run, place, _goal(run, place)), run, cut)
-    at_cut = next((own.left for own in run.calls if own.path == cut), None)
-    dtype = "" if at_cut is None else str(at_cut.dtype)
+    at_cut = next((own for own in run.calls if own.path == cut), None)
+    dtype = "" if at_cut is None or at_cut.left is None else str(at_cut.left.dtype)
     return Parts(
         arrays,
-        NamedEarly(network, head, cut),
+        NamedEarly(network, head, cut, at_cut is not None and at_cut.again),
         NamedLate(network, head, cut, images.shape[1:], str(images.dtype), dtype),
         NamedHead(network, last.path) if last is not None and last.linear else None,
         None,
@@ -233,8 +236,9 @@ def find_head(run: Run, head: str | None) -> int:
         ends = _last_linear(run)
         if not ends:
             raise ValueError(
-                f"the {what} has no linear layer from features (B, D) to logits (B, C); give "
-                f"head=, the path of what makes its logits ({near('head', paths)}); or make it "
+                f"the {what} has no linear layer from features (B, D) to logits (B, C) that is not "
+                f"inside a scan or jit; give head=, the path of what makes its logits "
+                f"({near('head', paths)}); or make it "
                 "with Backbone.from_encoder, which needs none"
             )
         if len(ends) > 1:
@@ -263,8 +267,8 @@ def find_head(run: Run, head: str | None) -> int:
 
 def _no_head(run: Run, call: Called) -> str:
     """Why a call is none from features to logits; empty where it is one."""
-    if call.nested:
-        return "runs inside a scan, remat or jit"
+    if call.nested or call.again:
+        return NESTED
     if not (_is_flat(run, call.entered) and _is_flat(run, call.left)):
         entered = "no array" if call.entered is None else f"an array {call.entered.shape}"
         return f"takes {entered} and returns {call.returned}"
@@ -313,7 +317,9 @@ def _table(run: Run, head: int | None, goal: Flow) -> LayerTable:
     path = "" if head is None else run.calls[head].path
     layers = {}
     for place, call in enumerate(run.calls):
-        why = f"is called {times[call.path]} times" if times[call.path] > 1 else ""
+        why = NESTED if call.nested or (call.again and not run.network.captures) else ""
+        if not why and times[call.path] > 1:
+            why = f"is called {times[call.path]} times"
         why = "is the head" if call.path == path else why or _why_not(run, call, 1 << place, goal)
         if place == head or call.path not in layers or call.path != path:
             shape = () if call.left is None else call.left.shape
@@ -324,8 +330,6 @@ def _table(run: Run, head: int | None, goal: Flow) -> LayerTable:
 def _why_not(run: Run, call: Called, bit: int, goal: Flow) -> str:
     if call.left is None:
         return f"returns {call.returned}"
-    if call.nested:
-        return "runs inside a scan, remat or jit"
     if call.leaving is None:
         return "does not depend on the images"
     if call.left.shape[:1] != run.images.shape[:1]:
@@ -372,14 +376,20 @@ def _works_instead(table: LayerTable, cut: str, run: Run) -> str:
 
 @dataclass(frozen=True)
 class NamedEarly:
-    """From images to the activations at the cut; without a cut, to features."""
+    """From images to the activations at the cut; without a cut, to features.
+
+    ``inside``: the cut is inside a remat, out of which a network itself must bring its output.
+    """
 
     network: Network
     head: HeadLayer
     cut: str
+    inside: bool = False
 
     def __call__(self, arrays: Any, images: Float[Array, "b ..."]) -> Any:
         """The output of the submodule at the cut, or what enters the head."""
+        if self.inside:
+            return main_part(self.network.captured(arrays, images, self.cut))
         seen: list[Any] = []
 
         def hook(path: str, module: Any, call: Any, args: Any, kwargs: Any) -> Any:

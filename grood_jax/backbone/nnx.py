@@ -154,6 +154,13 @@ class NnxNetwork:
 
         return _evaluated(self.graph, arrays, hooked)
 
+    captures = False
+    """What runs inside a transformation are copies, which go by no name."""
+
+    def captured(self, arrays: Any, images: Array, path: str) -> Any:
+        """Nothing: see ``captures``."""
+        raise NotImplementedError(path)
+
     def is_linear(self, submodule: Any) -> bool:
         """Whether it is an nnx.Linear."""
         return isinstance(submodule, nnx.Linear)
