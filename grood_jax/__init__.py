@@ -11,6 +11,7 @@ from grood_jax.support import missing, moved
 if TYPE_CHECKING:
     from grood_jax import detectors
     from grood_jax.backbone.backbone import Backbone
+    from grood_jax.backbone.listing import layers
     from grood_jax.backbone.outputs import Mix, Outputs
     from grood_jax.conformal.drift import DriftMonitor
     from grood_jax.data.preprocessing import Preprocessing
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from grood_jax.evaluation.evaluated import Evaluated
     from grood_jax.evaluation.evaluating import evaluate
     from grood_jax.evaluation.from_outputs import evaluate_outputs
+    from grood_jax.evaluation.heads import fit_head
     from grood_jax.maths.gradients import ood_gradients
     from grood_jax.maths.metrics import ood_metrics
     from grood_jax.maths.mixup import mix_with_prototypes
@@ -58,7 +60,9 @@ __all__ = [
     "detectors",
     "evaluate",
     "evaluate_outputs",
+    "fit_head",
     "grow_bank",
+    "layers",
     "merge_banks",
     "mix_with_prototypes",
     "nearest_distances",
@@ -86,7 +90,9 @@ _HOMES = {
     "class_prototypes": "maths.prototypes",
     "evaluate": "evaluation.evaluating",
     "evaluate_outputs": "evaluation.from_outputs",
+    "fit_head": "evaluation.heads",
     "grow_bank": "neighbors.building",
+    "layers": "backbone.listing",
     "merge_banks": "neighbors.building",
     "mix_with_prototypes": "maths.mixup",
     "nearest_distances": "neighbors.searching",

@@ -51,7 +51,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "prometheus_client": ("deploying.serving",),
     "requests": ("data.download",),
     "scipy": ("data.builtin", "maths.intervals"),
-    "sklearn": ("maths.metrics", "data.builtin", "evaluation.report"),
+    "sklearn": ("maths.metrics", "data.builtin", "evaluation.heads", "evaluation.report"),
     "starlette": ("deploying.serving",),
     "tensorflow_datasets": ("data.tfds",),
     "tqdm": ("support.progress",),
@@ -353,6 +353,7 @@ def test_importing_the_package_loads_little_and_starts_no_device(tmp_path):
         "Preprocessing",
         "evaluate",
         "evaluate_outputs",
+        "fit_head",
     )
     program = (
         "import json, sys, grood_jax as gj\nassert 'jax' not in sys.modules\n"

@@ -257,7 +257,7 @@ class Answers:
 
 @pytest.fixture
 def answers(monkeypatch, unchecked):
-    monkeypatch.setattr("grood_jax.deploying.deployment.load", lambda _: Answers())
+    monkeypatch.setattr("grood_jax.deploying.deployment.load", lambda *_: Answers())
 
 
 def test_only_regular_files_are_read(answers, tmp_path):
@@ -323,7 +323,7 @@ def test_photographs_are_turned_upright(monkeypatch, unchecked, tmp_path):
             seen.append(pixels)
             return super().predict(pixels)
 
-    monkeypatch.setattr("grood_jax.deploying.deployment.load", lambda _: Keeping())
+    monkeypatch.setattr("grood_jax.deploying.deployment.load", lambda *_: Keeping())
     image = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
     exif = Image.Exif()
     exif[274] = 6

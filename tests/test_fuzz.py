@@ -768,7 +768,7 @@ def files(draw, world):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     said = []
     with pytest.MonkeyPatch.context() as patch, in_little_memory():
-        patch.setattr("grood_jax.deploying.deployment.load", lambda _: Answers())
+        patch.setattr("grood_jax.deploying.deployment.load", lambda *_: Answers())
         failed = predict.run(config, stream=stream, say=said.append)
     # What a folder holds beside pictures is told of, and is no failure.
     told = sum(line.startswith("left out of ") for line in said)

@@ -1,8 +1,7 @@
 """A classifier cut in two pure functions: the one seam to neural-network frameworks."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -10,20 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from grood_jax.backbone.encoders import EncoderLate, Wanted, encoder_parts, headed
 from grood_jax.backbone.outputs import Outputs
+from grood_jax.backbone.stages import Cut, Early, Head, Late, Middle, Parts, check_hashable
 from grood_jax.support import checks
-
-Early = Callable[[Any, Array], Array]
-Late = Callable[[Any, Array], tuple[Array, Array]]
-Head = Callable[[Any], tuple[Array, Array]]
-Layers = Callable[[Any, Array], tuple[Array, ...]]
-Cut = str | tuple[Callable[..., Any], Callable[..., Any]]
-
-_TRAINING = (
-    "the model ran in training mode: its batch statistics or random state would change with the "
-    "batch; put it in evaluation mode (use_running_average=True, deterministic=True) in the "
-    "functions that the backbone calls"
-)
 
 
 @jax.tree_util.register_dataclass
@@ -42,15 +31,20 @@ class Backbone:
       layers: from arrays and images to the activations of middle layers, where they can be had.
       input_std: what images were divided by, for each channel; empty where it is not known.
       input_mean: what was subtracted from them; with both, images may be given as bytes.
+      cut: where the network is cut, in a word or two: a stage, a submodule, or "features" where it
+        is cut before the head.
+      head_name: the head's path, where it has one.
     """
 
     arrays: Any
     early: Early = field(metadata={"static": True})
     late: Late = field(metadata={"static": True})
     head: Head | None = field(default=None, metadata={"static": True})
-    layers: Layers | None = field(default=None, metadata={"static": True})
+    layers: Middle | None = field(default=None, metadata={"static": True})
     input_std: tuple[float, ...] = field(default=(), metadata={"static": True})
     input_mean: tuple[float, ...] = field(default=(), metadata={"static": True})
+    cut: str = field(default="", metadata={"static": True})
+    head_name: str = field(default="", metadata={"static": True})
 
     @classmethod
     def from_functions(
@@ -60,7 +54,7 @@ class Backbone:
         late: Late,
         head: Head | None = None,
         *,
-        layers: Layers | None = None,
+        layers: Middle | None = None,
         input_std: Sequence[float] = (),
         input_mean: Sequence[float] = (),
     ) -> "Backbone":
@@ -89,66 +83,76 @@ class Backbone:
                 continue
             if not callable(stage):
                 raise TypeError(f"{name} is {stage!r}; expected a function")
-            _check_hashable(name, stage)
-        return cls(
-            arrays, early, late, head, layers, _checked_std(input_std), _checked_mean(input_mean)
-        )
+            check_hashable(name, stage)
+        return cls._of(Parts(arrays, early, late, head, layers), input_std, input_mean)
+
+    @classmethod
+    def _of(
+        cls, parts: Parts, input_std: Sequence[float], input_mean: Sequence[float]
+    ) -> "Backbone":
+        std, mean = _checked_std(input_std), _checked_mean(input_mean)
+        return cls(**parts._asdict(), input_std=std, input_mean=mean)
 
     @classmethod
     def from_nnx(
         cls,
         model: Any,
         *,
-        cut: Cut,
+        head: str | Callable[..., Any] | None = None,
+        cut: Cut | None = None,
+        example: Any = None,
+        call: Callable[..., Any] | None = None,
         layers: Callable[..., Any] | None = None,
         input_std: Sequence[float] = (),
         input_mean: Sequence[float] = (),
     ) -> "Backbone":
         """Makes a backbone of a flax.nnx module; the module itself is left as it is.
 
+        With ``example``, submodules are named by their paths (``blocks.4``; `grood_jax.layers`
+        lists them): features are what enters the head, logits what leaves it, and the model may
+        return what it likes. One run without numbers checks that what follows the cut reads nothing
+        that comes before it.
+
         The backbone holds the arrays that the module has now: training the module further does
         not change it.
 
         Args:
-          model: the module. It is used in evaluation mode, whatever mode it is in. If it has an
-            nnx.Linear by the name of ``head``, that is taken for the layer from features to
-            logits.
-          cut: the name of a stage, where the model has ``stages`` and methods
-            ``early(images, cut)`` and ``late(hidden, cut)`` as `grood_jax.models` have; or two
-            functions ``(early(model, images), late(model, hidden))``.
+          model: the module. It is used in evaluation mode, whatever mode it is in.
+          head: the path of the layer from features (B, D) to logits (B, C), or that layer; or a
+            function ``(model, features) -> logits`` of the features that the model returns. By
+            default, the last nnx.Linear; a warning tells where several could be it.
+          cut: the path of the submodule after which the model is cut; by default, one about a third
+            of the way, which the attribute ``cut`` then names. Only detectors that mix at the cut
+            depend on it. Or, without ``example``, the name of a stage, where the model has
+            ``stages`` and methods ``early(images, cut)`` and ``late(hidden, cut)`` as
+            `grood_jax.models` have; or two functions ``(early(model, images), late(model,
+            hidden))``. The head is then an nnx.Linear, by default that called ``head``.
+          example: a batch of images as the model takes them; only its shape and dtype matter.
+          call: how the model is run, ``(model, images) -> anything``, if it is not just called
+            (arguments ``train`` and ``deterministic`` are given by themselves).
           layers: ``(model, images) -> activations`` of middle layers, as for `from_functions`;
             by default the model's method ``activations(images)``, if it has one.
           input_std: as for `from_functions`, like the next.
           input_mean: what was subtracted from images.
 
         Raises:
-          TypeError: ``model`` is no nnx module, or has no stages for a named cut; a function is
-            not hashable.
-          ValueError: the model has no such stage; and, at the first call, the model runs in
-            training mode all the same.
+          TypeError: ``model`` is no nnx module, or has no stages for a named cut; ``example`` is no
+            batch of images; a function is not hashable.
+          ValueError: the model has no such stage or submodule, cannot run on the example, or cannot
+            be cut there; and, at the first call, the model runs in training mode all the same.
         """
-        from flax import nnx
+        from grood_jax.backbone import nnx
 
-        if not isinstance(model, nnx.Module):
-            raise TypeError(f"model is a {type(model).__name__}; expected a flax.nnx.Module")
-        early, late, name = _stages(model, cut)
-        evaluation = nnx.view(
-            model, deterministic=True, use_running_average=True, raise_if_not_found=False
+        parts = nnx.parts(
+            model,
+            head=head,
+            cut=cut,
+            example=example,
+            call=call,
+            layers=layers,
+            takes_bytes=bool(input_std) and bool(input_mean),
         )
-        graph, arrays = nnx.split(evaluation)
-        _check_hashable("model", graph)
-        # Variables are mutable, and so far they are the caller's own.
-        arrays = jax.tree.map(lambda array: array, arrays)
-        has_head = isinstance(getattr(model, "head", None), nnx.Linear)
-        return cls(
-            arrays,
-            _NnxStage(graph, early, name),
-            _NnxStage(graph, late, name),
-            _NnxHead(graph) if has_head else None,
-            _middle(model, layers, partial(_NnxStage, graph)),
-            _checked_std(input_std),
-            _checked_mean(input_mean),
-        )
+        return cls._of(parts, input_std, input_mean)
 
     @classmethod
     def from_linen(
@@ -156,7 +160,10 @@ class Backbone:
         module: Any,
         variables: Mapping[str, Any],
         *,
-        cut: Cut,
+        head: str | Callable[..., Any] | None = None,
+        cut: Cut | None = None,
+        example: Any = None,
+        call: Callable[..., Any] | None = None,
         layers: Callable[..., Any] | None = None,
         input_std: Sequence[float] = (),
         input_mean: Sequence[float] = (),
@@ -164,42 +171,123 @@ class Backbone:
         """Makes a backbone of a flax.linen module with its variables.
 
         Args:
-          module: the module, with methods that run in evaluation mode.
-          variables: its collections, ``{"params": …, "batch_stats": …}``. If the parameters have
-            a dense layer by the name of ``head``, that is taken for the layer from features to
-            logits.
-          cut: as for `from_nnx`; the functions take the bound module first.
-          layers: as for `from_nnx`; it takes the bound module first.
+          module: the module; it is run in evaluation mode.
+          variables: its collections, ``{"params": …, "batch_stats": …}``.
+          head: as for `from_nnx`: a path of names as in the parameters (``block/Dense_0``), the
+            last linen.Dense by default.
+          cut: as for `from_nnx`; functions take the bound module first.
+          example: as for `from_nnx`.
+          call: as for `from_nnx`; it takes the bound module first.
+          layers: likewise.
           input_std: as for `from_functions`, like the next.
           input_mean: what was subtracted from images.
 
         Raises:
-          TypeError: ``module`` is no linen module, or has no stages for a named cut; it or a
-            function is not hashable; ``variables`` is no mapping.
-          ValueError: the module has no such stage, ``variables`` has no "params"; and, at the
-            first call, it lacks another collection, or the module runs in training mode.
+          TypeError: ``module`` is no linen module, or has no stages for a named cut; ``example`` is
+            no batch of images; it or a function is not hashable; ``variables`` is no mapping.
+          ValueError: the module has no such stage or submodule, cannot run on the example, or
+            cannot be cut there; ``variables`` has no "params"; and, at the first call, it lacks
+            another collection, or the module runs in training mode.
         """
-        from flax import linen
+        from grood_jax.backbone import linen
 
-        if not isinstance(module, linen.Module):
-            raise TypeError(f"module is a {type(module).__name__}; expected a flax.linen.Module")
-        if not isinstance(variables, Mapping):
-            raise TypeError(f"variables is a {type(variables).__name__}; expected a mapping")
-        if "params" not in variables:
-            raise ValueError(f"variables has collections {sorted(variables)}; expected 'params'")
-        _check_hashable("module", module)
-        early, late, name = _stages(module, cut)
-        head = variables["params"].get("head")
-        has_head = isinstance(head, Mapping) and jnp.ndim(head.get("kernel", 0)) == 2
-        return cls(
-            dict(variables),
-            _LinenStage(module, early, name),
-            _LinenStage(module, late, name),
-            _linen_head if has_head else None,
-            _middle(module, layers, partial(_LinenStage, module)),
-            _checked_std(input_std),
-            _checked_mean(input_mean),
+        parts = linen.parts(
+            module,
+            variables,
+            head=head,
+            cut=cut,
+            example=example,
+            call=call,
+            layers=layers,
+            takes_bytes=bool(input_std) and bool(input_mean),
         )
+        return cls._of(parts, input_std, input_mean)
+
+    @classmethod
+    def from_encoder(
+        cls,
+        encoder: Any,
+        arrays: Any = None,
+        *,
+        head: Any = None,
+        text: Any = None,
+        cut: str | None = None,
+        example: Any = None,
+        call: Callable[..., Any] | None = None,
+        input_std: Sequence[float] = (),
+        input_mean: Sequence[float] = (),
+    ) -> "Backbone":
+        """Makes a backbone of a network that gives features and no logits.
+
+        Without a head, detectors that read no logits work (`Detector.logits`): the class of an
+        image is then that of the nearest mean of training features. With one, all do.
+
+        Args:
+          encoder: a function ``(arrays, images) -> features (B, D)``, pure, in evaluation mode; a
+            flax.nnx module; or a flax.linen module.
+          arrays: of the function, any pytree; of a linen module, its variables.
+          head: ``"linear"``, a logistic regression, or ``"prototypes"``, the classes' means, to be
+            fitted on the training features (`grood_jax.fit_head`); or weights (D, C) and bias (C,).
+          text: ``(embeddings (C, D), temperature)`` of the classes' names, or with a bias as
+            SigLIP has one: features are then brought to length 1, and logits are cosines with the
+            embeddings over the temperature, plus the bias.
+          cut: as for `from_nnx`, for modules with an example; otherwise, the features.
+          example: as for `from_nnx`.
+          call: as for `from_nnx`, for modules: it returns features.
+          input_std: as for `from_functions`, like the next.
+          input_mean: what was subtracted from images.
+
+        Raises:
+          TypeError: an argument of the wrong kind, or a function that is not hashable.
+          ValueError: what `from_nnx` raises; a head or embeddings of wrong shapes or not finite;
+            and, at the first call, of another width than the features.
+        """
+        from grood_jax.backbone import adapting
+
+        made = adapting.encoder_of(
+            encoder,
+            arrays,
+            cut=cut,
+            example=example,
+            call=call,
+            takes_bytes=bool(input_std) and bool(input_mean),
+        )
+        return cls._of(encoder_parts(made, head, text), input_std, input_mean)
+
+    @property
+    def wanted_head(self) -> Wanted | None:
+        """The head that is to be fitted, "" if none was asked for; None where there is one."""
+        return self.late.wanted if isinstance(self.late, EncoderLate) else None
+
+    @property
+    def fitted_head(self) -> tuple[Float[Array, "d c"], Float[Array, " c"]] | None:
+        """Weights (D, C) and bias (C,) of a head that was fitted to an encoder, if one was."""
+        fitted = isinstance(self.late, EncoderLate) and self.late.fitted
+        return (self.arrays["head"]["weights"], self.arrays["head"]["bias"]) if fitted else None
+
+    @property
+    def given_arrays(self) -> Any:
+        """The arrays without a head that was fitted."""
+        return self.arrays if self.fitted_head is None else {**self.arrays, "head": {}}
+
+    def with_head(
+        self, weights: Float[Array, "d c"], bias: Float[Array, " c"], name: str = "fitted"
+    ) -> "Backbone":
+        """An encoder with a head that was fitted to it.
+
+        Args:
+          weights: (D, C).
+          bias: (C,).
+          name: what it is called.
+
+        Raises:
+          ValueError: the backbone has a head already.
+        """
+        if self.wanted_head is None:
+            raise ValueError(f"{self} has a head; expected one of Backbone.from_encoder without")
+        parts = Parts(*(getattr(self, field) for field in Parts._fields))
+        made = headed(parts, weights, bias, name=name, fitted=True)
+        return replace(self, **made._asdict())
 
     @property
     def takes_bytes(self) -> bool:
@@ -227,9 +315,14 @@ class Backbone:
         """One line: how much it holds, and what it can give."""
         leaves = jax.tree.leaves(self.arrays)
         numbers = sum(int(np.size(leaf)) for leaf in leaves)
+        parts = [f"{len(leaves)} arrays", f"{numbers:,} numbers"]
+        parts += [f"cut {self.cut!r}"] if self.cut else []
+        parts += [f"head {self.head_name!r}"] if self.head_name else []
+        if (wanted := self.wanted_head) is not None:
+            parts += [f"a {wanted} head to be fitted" if wanted else "no head"]
         gives = [name for name in ("head", "layers") if getattr(self, name) is not None]
-        extra = f", with {' and '.join(gives)}" if gives else ""
-        return f"Backbone({len(leaves)} arrays, {numbers:,} numbers{extra})"
+        parts += [f"with {' and '.join(gives)}"] if gives else []
+        return f"Backbone({', '.join(parts)})"
 
     def hidden(self, images: Shaped[Array | np.ndarray, "b ..."]) -> Float[Array, "b ..."]:
         """The activations at the cut, (B, ...).
@@ -313,7 +406,7 @@ def require_backbone(backbone: Any) -> Backbone:
     if not isinstance(backbone, Backbone):
         raise TypeError(
             f"backbone is a {type(backbone).__name__}; expected a Backbone: make it with "
-            "Backbone.from_nnx(model, cut=…), from_linen or from_functions"
+            "Backbone.from_nnx(model, example=images), from_linen, from_encoder or from_functions"
         )
     return backbone
 
@@ -347,129 +440,3 @@ def _described(returned: Any) -> str:
         return f"an array {returned.shape}"
     size = f" of {len(returned)}" if isinstance(returned, tuple | list) else ""
     return f"{type(returned).__name__}{size}"
-
-
-def _check_hashable(name: str, value: Any) -> None:
-    try:
-        hash(value)
-    except TypeError as error:
-        raise TypeError(
-            f"{name} cannot be hashed ({error}), as jit demands of what is static; expected "
-            "functions, or frozen dataclasses and modules with hashable attributes"
-        ) from error
-
-
-@dataclass(frozen=True)
-class _ByName:
-    """A model's own method for a named stage; equal for equal names, so nothing retraces."""
-
-    method: str
-    cut: str
-
-    def __call__(self, model: Any, x: Array) -> Any:
-        return getattr(model, self.method)(x, self.cut)
-
-
-def _stages(model: Any, cut: Cut) -> tuple[Callable[..., Any], Callable[..., Any], str]:
-    if isinstance(cut, tuple) and len(cut) == 2 and all(callable(part) for part in cut):
-        _check_hashable("cut", cut)
-        return cut[0], cut[1], "functions"
-    if not isinstance(cut, str):
-        raise TypeError(
-            f"cut is {cut!r}; expected the name of a stage or two functions (early, late)"
-        )
-    stages = getattr(model, "stages", None)
-    if stages is None or not (hasattr(model, "early") and hasattr(model, "late")):
-        raise TypeError(
-            f"cut is {cut!r}, but {type(model).__name__} has no named stages; expected a model "
-            "with `stages`, `early` and `late`, or a cut of two functions (early, late)"
-        )
-    if cut not in stages:
-        raise ValueError(f"cut is {cut!r}; expected one of {', '.join(stages)}")
-    return _ByName("early", cut), _ByName("late", cut), cut
-
-
-@dataclass(frozen=True)
-class _Activations:
-    """A model's own method for its middle layers."""
-
-    def __call__(self, model: Any, images: Array) -> Any:
-        return model.activations(images)
-
-
-def _middle(
-    model: Any, layers: Callable[..., Any] | None, stage: Callable[..., Layers]
-) -> Layers | None:
-    if layers is not None:
-        _check_hashable("layers", layers)
-        return stage(layers, "functions")
-    has_method = callable(getattr(model, "activations", None))
-    return stage(_Activations(), "activations") if has_method else None
-
-
-@dataclass(frozen=True)
-class _NnxStage:
-    graph: Any
-    function: Callable[..., Any]
-    name: str
-
-    def __call__(self, arrays: Any, x: Array) -> Any:
-        from flax import nnx
-
-        # A copy, for a model in training mode would write into the arrays it is given; and it
-        # does so in silence: compare what the call left behind.
-        model = nnx.merge(self.graph, arrays, copy=True)
-        before = _state_leaves(model)
-        result = self.function(model, x)
-        after = _state_leaves(model)
-        if len(before) != len(after) or any(
-            old is not new for old, new in zip(before, after, strict=True)
-        ):
-            raise ValueError(_TRAINING)
-        return result
-
-
-def _state_leaves(model: Any) -> list[Any]:
-    from flax import nnx
-
-    # What a model records of its activations is no state that later calls read.
-    return jax.tree.leaves(nnx.state(model, nnx.Not(nnx.Any(nnx.Param, nnx.Intermediate))))
-
-
-@dataclass(frozen=True)
-class _NnxHead:
-    graph: Any
-
-    def __call__(self, arrays: Any) -> tuple[Array, Array]:
-        from flax import nnx
-
-        head = nnx.merge(self.graph, arrays).head
-        weights = head.kernel[...]
-        bias = jnp.zeros(weights.shape[1]) if head.bias is None else head.bias[...]
-        return weights, bias
-
-
-@dataclass(frozen=True)
-class _LinenStage:
-    module: Any
-    function: Callable[..., Any]
-    name: str
-
-    def __call__(self, arrays: Any, x: Array) -> Any:
-        from flax import errors
-
-        try:
-            return self.module.apply(arrays, x, method=self.function)
-        except (errors.ModifyScopeVariableError, errors.InvalidRngError) as error:
-            raise ValueError(f"{_TRAINING} ({type(error).__name__})") from error
-        except (errors.ScopeCollectionNotFound, errors.ScopeVariableNotFoundError) as error:
-            raise ValueError(
-                f"variables has collections {sorted(arrays)}; expected all that the module reads: "
-                f"{error}"
-            ) from error
-
-
-def _linen_head(arrays: Any) -> tuple[Array, Array]:
-    head = arrays["params"]["head"]
-    weights = head["kernel"]
-    return weights, head.get("bias", jnp.zeros(weights.shape[1]))

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Makes a checkpoint of a PyTorch state dict, as OpenOOD (resnet18_32x32,
 resnet18_64x64, resnet18_224x224), torchvision (resnet18, resnet34, resnet50, vit_b_16, swin_t,
-regnet_y_16gf), Y. Idelbayev's pytorch_resnet_cifar10 (resnet20 to resnet56) or the package
-efficientnet-lite-pytorch (efficientnet_lite0) name their layers. PyTorch is not needed."""
+regnet_y_16gf), Y. Idelbayev's pytorch_resnet_cifar10 (resnet20 to resnet56), the package
+efficientnet-lite-pytorch (efficientnet_lite0) or A. Veit's densenet-pytorch (densenet_bc_100_12)
+name their layers. PyTorch is not needed."""
 
 _USUAL = benchmarks.get("imagenet1k").preprocessing
 _IMAGENET = (_USUAL.mean, _USUAL.std)
@@ -41,6 +42,9 @@ PUBLISHED: dict[str, Preprocessing] = {
     "efficientnet_lite0": Preprocessing(
         224, 3, (127 / 255,) * 3, (128 / 255,) * 3, resize=256, interpolation="bicubic"
     ),
+    "densenet_bc_100_12": Preprocessing(
+        32, 3, (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255)
+    ),
 }
 """What the images are for the published weights of each network.
 
@@ -49,7 +53,8 @@ that Tiny ImageNet is taken to be normalised as ImageNet is; trainer.py of
 github.com/akamaster/pytorch_resnet_cifar10; the transforms of torchvision's weights IMAGENET1K_V1,
 and for regnet_y_16gf IMAGENET1K_SWAG_E2E_V1, which OpenOOD takes; tensorflow/tpu,
 models/official/efficientnet, lite/efficientnet_lite_builder.py and preprocessing.py, from whose
-weights those of the PyTorch package were made.
+weights those of the PyTorch package were made; train.py of github.com/andreasveit/densenet-pytorch,
+and calData.py of github.com/facebookresearch/odin.
 """
 
 
@@ -61,15 +66,16 @@ class ImportConfig:
       checkpoint: the PyTorch file (.pt, .pth, .th, .ckpt, .safetensors).
       model: the network whose state dict it is.
       output: directory of the checkpoint that is written.
-      image_size: height and width of the images (default: 32 for the CIFAR ResNets and
-        resnet18_32x32, 64 for resnet18_64x64, 384 for regnet_y_16gf, 224 for the others; for
-        vit_b_16 always what its position embeddings are for).
+      image_size: height and width of the images (default: 32 for the CIFAR ResNets,
+        densenet_bc_100_12 and resnet18_32x32, 64 for resnet18_64x64, 384 for regnet_y_16gf, 224
+        for the others; for vit_b_16 always what its position embeddings are for).
       resize: to which the shorter side is resized before the centre is cropped (default: 232 for
         swin_t, 256 for others of 224×224; the image size if that is not the default).
       interpolation: of the resizing (default: bicubic for swin_t, regnet_y_16gf and
         efficientnet_lite0, else bilinear).
       mean: mean of each channel of the training images, scaled to [0, 1] (default: CIFAR-10's for
-        resnet18_32x32, 127/255 for efficientnet_lite0, ImageNet's for the others).
+        resnet18_32x32 and densenet_bc_100_12, 127/255 for efficientnet_lite0, ImageNet's for the
+        others).
       std: standard deviation of each channel, likewise (128/255 for efficientnet_lite0).
     """
 

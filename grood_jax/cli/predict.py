@@ -55,6 +55,8 @@ class PredictConfig:
       images: files, folders, or .npz files.
       format: of the lines.
       batch_size: images at once.
+      model: the function that makes the network, if the directory was fitted on one of your own:
+        package.module:function, or path/to/file.py:function.
       fdr: decide on all images together, so that of those taken for OOD at most this share is
         expected to be in distribution (they are answered when all have been read).
     """
@@ -63,6 +65,7 @@ class PredictConfig:
     images: tyro.conf.Positional[tuple[Path, ...]] = tyro.MISSING
     format: Literal["csv", "jsonl"] = "csv"
     batch_size: int = 64
+    model: str | None = None
     fdr: float | None = None
 
     def __post_init__(self) -> None:
@@ -73,6 +76,7 @@ class PredictConfig:
           ValueError: an option outside its range.
         """
         checks.at_least("batch_size", self.batch_size, 1)
+        checks.function("model", self.model)
         if self.fdr is not None and not 0 < checks.fraction("fdr", self.fdr) < 1:
             raise ValueError(f"fdr is {self.fdr}; expected a number in (0, 1)")
 
@@ -101,7 +105,7 @@ def run(
     """
     from grood_jax.deploying import deployment
 
-    deployed = deployment.load(config.directory)
+    deployed = deployment.load(config.directory, config.model)
     asked = _find(config.images)
     paths, failed = asked.paths, asked.failed
     for line in asked.complaints:

@@ -36,12 +36,15 @@ class ServeConfig:
       directory: the directory of a classifier, as python -m grood_jax.fit writes it.
       host: the address to listen at; 0.0.0.0 is all of this machine's.
       port: the port to listen at; 0 takes a free one.
+      model: the function that makes the network, if the directory was fitted on one of your own:
+        package.module:function, or path/to/file.py:function.
       limits: what is taken from strangers.
     """
 
     directory: tyro.conf.Positional[Path] = tyro.MISSING
     host: str = "127.0.0.1"
     port: int = 8000
+    model: str | None = None
     limits: tyro.conf.OmitArgPrefixes[Limits] = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -51,6 +54,7 @@ class ServeConfig:
           TypeError: the port is no integer.
           ValueError: there is no such port.
         """
+        checks.function("model", self.model)
         if checks.at_least("port", self.port, 0) > 65535:
             raise ValueError(f"port is {self.port}; expected at most 65535")
 
@@ -63,7 +67,12 @@ def run(config: ServeConfig) -> None:
     """
     from grood_jax.deploying import deployment
 
-    serve(lambda: deployment.load(config.directory), config.host, config.port, config.limits)
+    serve(
+        lambda: deployment.load(config.directory, config.model),
+        config.host,
+        config.port,
+        config.limits,
+    )
 
 
 def serve(load: Callable[[], "Servable"], host: str, port: int, limits: Limits) -> None:
@@ -73,6 +82,8 @@ def serve(load: Callable[[], "Servable"], host: str, port: int, limits: Limits) 
       load: makes the model; called when the port is known to be free.
       host: the address to listen at.
       port: the port to listen at.
+      model: the function that makes the network, if the directory was fitted on one of your own:
+        package.module:function, or path/to/file.py:function.
       limits: what is taken from strangers.
 
     Raises:

@@ -654,6 +654,9 @@ def _require_values(
         )
 
 
+ANY_CLASSES = 2**31 - 1
+
+
 def _accepted(backbone: Backbone, name: str, shape: tuple[int, ...], dtype: str) -> int:
     found = _classes_for(backbone, shape, dtype)
     if len(shape) == 3 and shape[0] in (1, 3) and shape[2] > 4:
@@ -685,7 +688,8 @@ def _classes_for(backbone: Backbone, shape: tuple[int, ...], dtype: str) -> int 
     except Exception as error:
         # Frameworks raise whatever they raise.
         return first_line(error)
-    return int(logits.shape[1])
+    # A head that is to be fitted has as many classes as the training set.
+    return int(logits.shape[1]) if backbone.wanted_head is None else ANY_CLASSES
 
 
 def _batches(name: str, given: Iterable[Any], backbone: Backbone, wanted: bool) -> Iterator[Batch]:

@@ -23,7 +23,7 @@ from grood_jax.data.given import Door, Given, door, pictures_of
 from grood_jax.deploying import exporting
 from grood_jax.deploying.exporting import Score
 from grood_jax.detectors import Detector
-from grood_jax.evaluation import fitting
+from grood_jax.evaluation import fitting, heads
 from grood_jax.evaluation.evaluating import noise_as
 from grood_jax.evaluation.fitting import FittedAll
 from grood_jax.passes.forward import (
@@ -208,11 +208,12 @@ class OODClassifier:
             raise TypeError(
                 f"detector is {detector!r}; expected a Detector, as detectors.create makes it"
             )
-        network = opener.backbone
         train = opener.open("train_batches", train_batches, labels=True, again=True)
         read: TrainingBatches = train.read
         if calibration is None:
             read, calibration = _divided(train, key, target_tpr)
+        network = heads.completed(opener.backbone, read, [(detector.name, detector)])
+        opener = replace(opener, backbone=network, accepted={})
         fitter = fitting.prepare(
             network,
             read,
@@ -450,6 +451,7 @@ class OODClassifier:
             "held_out_scores": self.held_out_scores,
             "held_out_classes": self.held_out_classes,
             "references": self.references,
+            "fitted_head": self.backbone.fitted_head,
         }
         arrays: dict[str, np.ndarray] = {}
         described = {}
@@ -464,7 +466,7 @@ class OODClassifier:
             "target_tpr": self.target_tpr,
             "per_class": self.per_class,
             "preprocessing": None if self.preprocessing is None else asdict(self.preprocessing),
-            "model": checkpoints.fingerprint_of(self.backbone.arrays),
+            "model": checkpoints.fingerprint_of(self.backbone.given_arrays),
         }
         return arrays, about
 
@@ -478,7 +480,7 @@ class OODClassifier:
           UserError: another classifier, a detector that is not known here, or a description that
             is none of `take_apart`'s.
         """
-        fingerprint = checkpoints.fingerprint_of(require_backbone(backbone).arrays)
+        fingerprint = checkpoints.fingerprint_of(require_backbone(backbone).given_arrays)
         with manifests.described("classifier", path):
             if fingerprint != about["model"]:
                 raise UserError(
@@ -493,6 +495,9 @@ class OODClassifier:
                     f"the detector saved in {path} is not known here: {error}"
                 ) from error
             prepare = _preprocessing(about.get("preprocessing"))
+            head = parts.pop("fitted_head", None)
+            if head is not None and backbone.wanted_head is not None:
+                backbone = backbone.with_head(*head)
             made = cls(
                 backbone=door(backbone, prepare).backbone,
                 detector=detector,

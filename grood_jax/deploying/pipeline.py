@@ -15,13 +15,13 @@ from grood_jax import benchmarks
 from grood_jax.benchmarks import Benchmark, OpenBenchmark
 from grood_jax.data import ImageSet
 from grood_jax.data.sets import PartOfSet
-from grood_jax.deploying import deployment
 from grood_jax.deploying.deployment import Deployment
 from grood_jax.deploying.ood_classifier import OODClassifier
 from grood_jax.deploying.setting import FitConfig
 from grood_jax.detectors import Detector, Validation
 from grood_jax.evaluation import pipeline as evaluation
 from grood_jax.evaluation.classifier import Place, find_classifier, look
+from grood_jax.evaluation.own_model import OwnModel
 from grood_jax.evaluation.pipeline import explained, present
 from grood_jax.evaluation.tuning import create_candidates
 from grood_jax.passes.reading import Reader
@@ -43,7 +43,7 @@ class Inputs:
 
     benchmark: Benchmark
     data: OpenBenchmark
-    loaded: Loaded
+    loaded: Loaded | OwnModel
     read: Reader
     held_out: ImageSet
     checked: ImageSet
@@ -153,7 +153,7 @@ def fit(config: FitConfig, detector: Detector, inputs: Inputs) -> Deployment:
     classifier = explained(
         config.limit,
         lambda: OODClassifier.fit(
-            deployment.backbone_of(loaded.model, loaded.spec, config.cut),
+            loaded.backbone(config.cut),
             read.training(data.train),
             detector=detector,
             calibration=read(inputs.held_out, "calibration images"),
@@ -166,7 +166,8 @@ def fit(config: FitConfig, detector: Detector, inputs: Inputs) -> Deployment:
         ),
     )
     names = benchmark.class_names or tuple(map(str, range(benchmark.num_classes)))
-    return Deployment(classifier, loaded.model, loaded.spec, config.cut, names)
+    cut = config.cut if isinstance(loaded, OwnModel) else classifier.backbone.cut
+    return Deployment(classifier, loaded.model, loaded.spec, cut, names)
 
 
 def realised(made: Deployment, inputs: Inputs) -> Realised | None:

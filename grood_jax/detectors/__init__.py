@@ -30,6 +30,7 @@ from grood_jax.detectors.kl_matching import kl_matching
 from grood_jax.detectors.knn import knn
 from grood_jax.detectors.mahalanobis import mahalanobis
 from grood_jax.detectors.max_logit import max_logit
+from grood_jax.detectors.mcm import mcm
 from grood_jax.detectors.msp import msp
 from grood_jax.detectors.nci import nci
 from grood_jax.detectors.nnguide import nnguide
@@ -65,6 +66,7 @@ _factories: dict[str, Callable[..., Detector]] = {
         knn,
         mahalanobis,
         max_logit,
+        mcm,
         nci,
         nnguide,
         odin,
@@ -103,6 +105,7 @@ __all__ = [
     "knn",
     "mahalanobis",
     "max_logit",
+    "mcm",
     "msp",
     "names",
     "nci",

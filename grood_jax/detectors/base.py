@@ -114,6 +114,7 @@ class Detector:
       head: whether it needs the class head at fitting.
       id_validation: whether it is better fitted with outputs of ID images that the network was not
         trained on; there may be none.
+      logits: whether it needs logits of a classifier; if not, an encoder's nearest class means do.
       grid: values to try for some options, where a validation set chooses.
       fit_key: what ``fit`` depends on; detectors of one name and equal keys may share a fitted
         state. None: shared with no other.
@@ -133,6 +134,7 @@ class Detector:
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     fit_key: Hashable = None
     compiled: bool = True
+    logits: bool = True
 
     def __post_init__(self) -> None:
         """Puts the checks around the functions.

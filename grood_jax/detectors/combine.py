@@ -140,6 +140,7 @@ def combine(members: Sequence[Detector], *, how: How = "mean", held_out: float =
         head=any(member.head for member in members),
         id_validation=any(member.id_validation for member in members),
         compiled=all(member.compiled for member in members),
+        logits=any(member.logits for member in members),
     )
 
 

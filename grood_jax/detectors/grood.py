@@ -140,6 +140,7 @@ def grood(
         rows=None if mix is None else own.rows,
         grid={"k": (1, 5, 10, 20, 50)},
         compiled=bank_dtype == "float32",
+        logits=False,
     )
 
 

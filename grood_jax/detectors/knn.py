@@ -53,4 +53,5 @@ def knn(*, k: int = 50, sampling_ratio: float = 1.0) -> Detector:
         {"k": k, "sampling_ratio": sampling_ratio},
         grid={"k": (50, 100, 200, 500, 1000)},
         fit_key=sampling_ratio,
+        logits=False,
     )

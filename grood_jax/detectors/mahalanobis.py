@@ -38,4 +38,4 @@ def mahalanobis() -> Detector:
     def score(state: Gaussians, outputs: Outputs) -> Float[Array, " b"]:
         return nearest_squared_distance(state, jnp.asarray(outputs.features))
 
-    return Detector("mahalanobis", fit, score)
+    return Detector("mahalanobis", fit, score, logits=False)

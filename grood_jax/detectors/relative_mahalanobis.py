@@ -56,4 +56,4 @@ def relative_mahalanobis() -> Detector:
         own = nearest_squared_distance(state.classes, features)
         return own - nearest_squared_distance(state.background, features)
 
-    return Detector("relative_mahalanobis", fit, score)
+    return Detector("relative_mahalanobis", fit, score, logits=False)

@@ -42,4 +42,4 @@ def residual(*, dim: int | None = None) -> Detector:
     def score(state: ResidualSpace, outputs: Outputs) -> Float[Array, " b"]:
         return residual_norm(state, jnp.asarray(outputs.features))
 
-    return Detector("residual", fit, score, {"dim": dim}, head=True)
+    return Detector("residual", fit, score, {"dim": dim}, head=True, logits=False)

@@ -9,6 +9,8 @@ from pathlib import Path
 from grood_jax import benchmarks, models
 from grood_jax.benchmarks import Benchmark
 from grood_jax.data import Preprocessing
+from grood_jax.evaluation import own_model
+from grood_jax.evaluation.own_model import OwnModel
 from grood_jax.evaluation.setting import Setting
 from grood_jax.storage import checkpoints, included
 from grood_jax.storage.checkpoints import Loaded, Stored
@@ -24,13 +26,17 @@ class Place:
     Attributes:
       directory: the place.
       stored: what lies there; None where nothing does yet.
+      own: a model of the user's own, which lies nowhere.
     """
 
     directory: Path
     stored: Stored | None
+    own: OwnModel | None = None
 
     def preprocessing(self, benchmark: Benchmark) -> Preprocessing:
         """What images are brought to: what the checkpoint says, if there is one yet."""
+        if self.own is not None:
+            return self.own.spec.preprocessing
         return benchmark.preprocessing if self.stored is None else self.stored.spec.preprocessing
 
 
@@ -38,8 +44,17 @@ def look(setting: Setting, benchmark: Benchmark) -> Place:
     """Looks where the classifier lies that a setting asks for; reads none of its arrays.
 
     Raises:
-      UserError: what lies there is no classifier, or damaged.
+      UserError: what lies there is no classifier, or damaged; a model of the user's own cannot be
+        made.
     """
+    if setting.model is not None and own_model.is_function(setting.model):
+        if setting.checkpoint is not None:
+            raise UserError(
+                f"checkpoint is {setting.checkpoint}, and model {setting.model} is a function, "
+                "which brings its own weights; expected one of them"
+            )
+        made = own_model.make(setting.model, benchmark.preprocessing, setting.cut)
+        return Place(Path(setting.model), None, made)
     model = setting.model or benchmark.model
     directory = setting.checkpoint or default_directory(benchmark.name, model, setting.seed)
     return Place(directory, checkpoints.stored_in(directory))
@@ -51,7 +66,7 @@ def find_classifier(
     place: Place,
     say: Callable[[str], None],
     show_progress: bool,
-) -> tuple[Loaded, Path]:
+) -> tuple[Loaded | OwnModel, Path]:
     """The classifier that a setting asks for, trained on the spot if need be.
 
     Args:
@@ -67,6 +82,10 @@ def find_classifier(
     Raises:
       UserError: there is none, or it does not fit the benchmark or the cut.
     """
+    if place.own is not None:
+        say(f"classifier: {place.own.spec.model}, {place.own.network}")
+        _check_fit(place.own, f"model {place.own.spec.model}", benchmark)
+        return place.own, place.directory
     model = setting.model or benchmark.model
     if setting.checkpoint is None:
         # Before a network is trained that has no such stage.
@@ -84,7 +103,7 @@ def find_classifier(
         expected = setting.model if setting.checkpoint else model
         loaded = stored.load(expected_model=expected)
         say(f"classifier: {loaded.spec.model} from {directory} ({loaded.spec.source})")
-    _check_fit(loaded, directory, benchmark)
+    _check_fit(loaded, f"the checkpoint in {directory}", benchmark)
     _require_stage(setting.cut, loaded.spec.model)
     return loaded, directory
 
@@ -136,13 +155,14 @@ def _how_to_train(setting: Setting, model: str, directory: Path) -> str:
     )
 
 
-def _require_stage(cut: str, model: str) -> None:
+def _require_stage(cut: str | None, model: str) -> None:
+    cut = cut or checkpoints.DEFAULT_CUT
     stages = models.stages(model)
     if cut not in stages:
         raise UserError(f"cut is {cut!r}; expected a stage of {model}: {', '.join(stages)}")
 
 
-def _check_fit(loaded: Loaded, directory: Path, benchmark: Benchmark) -> None:
+def _check_fit(loaded: Loaded | OwnModel, what: str, benchmark: Benchmark) -> None:
     spec, wanted = loaded.spec, benchmark.preprocessing
     facts = [
         ("classes", spec.num_classes, benchmark.num_classes),
@@ -151,9 +171,9 @@ def _check_fit(loaded: Loaded, directory: Path, benchmark: Benchmark) -> None:
     if callable(benchmark.test.sources):
         # Built in at one size.
         facts.append(("pixels a side", spec.preprocessing.image_size, wanted.image_size))
+    if spec.num_classes == 0:
+        # An encoder has no classes of its own.
+        del facts[0]
     for name, has, expected in facts:
         if has != expected:
-            raise UserError(
-                f"the checkpoint in {directory} has {has} {name}; benchmark {benchmark.name} "
-                f"needs {expected}"
-            )
+            raise UserError(f"{what} has {has} {name}; benchmark {benchmark.name} needs {expected}")

@@ -14,7 +14,7 @@ from grood_jax.benchmarks.base import Group, require_distinct
 from grood_jax.data import ImageSet, Preprocessing
 from grood_jax.data.given import Door, Given, door
 from grood_jax.detectors import Detector
-from grood_jax.evaluation import fitting, pipeline
+from grood_jax.evaluation import fitting, heads, pipeline
 from grood_jax.evaluation.evaluated import Evaluated, collected
 from grood_jax.evaluation.fitting import FittedAll
 from grood_jax.evaluation.pipeline import Failures, Passed
@@ -108,7 +108,8 @@ def evaluate(
         )
     if checks.choice("present_classes", present_classes, ("all", "data")) == "data":
         wanted = of_present_classes(wanted, train_set.labels())
-    network = spread(opener.backbone)
+    completed = heads.completed(opener.backbone, train_set.read, pipeline.every(wanted))
+    network = spread(completed)
     failures = Failures()
     sources = {"noise": noise_as(opener, train_set), "validation": _all_of(held_out)}
     fitted = _fit(network, train_set, wanted, seed, sources, held_in, failures)

@@ -168,7 +168,8 @@ def prepare(
         the backbone cannot give.
       ValueError: labels that are no classes, or outputs that are not finite.
     """
-    require_backbone(backbone)
+    if require_backbone(backbone).wanted_head is not None:
+        raise UserError(f"{backbone} has no head yet; fit one with grood_jax.fit_head")
     sample_key, noise_key, fit_key = jax.random.split(checks.key("key", key), 3)
     detectors = tuple(detectors)
     sources = {d.ood for _, d in detectors if d.ood is not None}

@@ -22,10 +22,11 @@ from grood_jax.benchmarks import Benchmark, OpenBenchmark
 from grood_jax.data import ImageSet
 from grood_jax.data.sets import labels_of
 from grood_jax.detectors import Detector, Validation
-from grood_jax.evaluation import fitting, results, tuning
+from grood_jax.evaluation import fitting, heads, results, tuning
 from grood_jax.evaluation.accuracy import accuracy
 from grood_jax.evaluation.classifier import Place, find_classifier, look
 from grood_jax.evaluation.fitting import Fitted, FittedAll, Fitter
+from grood_jax.evaluation.own_model import OwnModel
 from grood_jax.evaluation.report import Group, ShownSet
 from grood_jax.evaluation.setting import EvalConfig
 from grood_jax.maths.metrics import ood_metrics
@@ -66,7 +67,7 @@ class Inputs:
     config: EvalConfig
     benchmark: Benchmark
     data: OpenBenchmark
-    loaded: Loaded
+    loaded: Loaded | OwnModel
     directory: Path
     backbone: Backbone
     read: Reader
@@ -232,14 +233,7 @@ def open_inputs(
     )
     crew.require_same("classifiers or images", _foundation(loaded, data))
     preprocessing = loaded.spec.preprocessing
-    backbone = devices.spread(
-        Backbone.from_nnx(
-            loaded.model,
-            cut=config.cut,
-            input_std=preprocessing.std,
-            input_mean=preprocessing.mean,
-        )
-    )
+    backbone = devices.spread(loaded.backbone(config.cut))
     bad = BadImages() if config.skip_bad_images else None
     read = Reader(
         preprocessing,
@@ -254,6 +248,17 @@ def open_inputs(
     memo = crew.agreed(_memo(config, loaded, data, say, read))
     read = replace(read, memo=memo)
     return Inputs(config, benchmark, data, loaded, directory, backbone, read, memo)
+
+
+def with_head(inputs: Inputs, candidates: Candidates) -> Inputs:
+    """The same with a head that is fitted, if the network is an encoder that has none.
+
+    Raises:
+      UserError: a detector needs logits, and there are none.
+      ValueError: features that are not finite, classes without a sample.
+    """
+    train = inputs.read.training(inputs.data.train)
+    return replace(inputs, backbone=heads.completed(inputs.backbone, train, every(candidates)))
 
 
 def pass_training_set(inputs: Inputs, candidates: Candidates) -> Fitter:
@@ -468,7 +473,7 @@ def record(
             "epochs": loaded.step,
             "fingerprint": loaded.fingerprint,
         },
-        "cut": config.cut,
+        "cut": inputs.backbone.cut,
         "seed": config.seed,
         "limit": config.limit,
         "train_share": config.train_share,
@@ -525,7 +530,7 @@ def present(images: ImageSet | None) -> ImageSet:
     return images
 
 
-def _foundation(loaded: Loaded, data: OpenBenchmark) -> dict[str, Any]:
+def _foundation(loaded: Loaded | OwnModel, data: OpenBenchmark) -> dict[str, Any]:
     """What several processes must have in common."""
     sets = [*data.titled.values(), data.id_validation, data.validation]
     return {
@@ -536,7 +541,7 @@ def _foundation(loaded: Loaded, data: OpenBenchmark) -> dict[str, Any]:
 
 def _memo(
     config: EvalConfig,
-    loaded: Loaded,
+    loaded: Loaded | OwnModel,
     data: OpenBenchmark,
     say: Callable[[str], None],
     read: Reader,
@@ -546,7 +551,7 @@ def _memo(
     about = {
         "model": loaded.fingerprint,
         "preprocessing": asdict(loaded.spec.preprocessing),
-        "cut": config.cut,
+        "cut": loaded.backbone(config.cut).cut,
         "train": read.identity(data.train),
         "validation": None if data.validation is None else read.identity(data.validation),
         "versions": provenance.versions(),
@@ -588,6 +593,7 @@ def evaluate(
       UserError: what the data made impossible; no detector could be fitted or scored.
     """
     failures = Failures(inputs.config.limit)
+    inputs = explained(inputs.config.limit, lambda: with_head(inputs, candidates))
     fitter = explained(inputs.config.limit, lambda: pass_training_set(inputs, candidates))
     chosen = choose_options(inputs, fitter, candidates, failures, say)
     fitted = fit(fitter, candidates, chosen, failures)

@@ -25,8 +25,10 @@ class Setting:
       checkpoint: directory of the classifier (default: checkpoints/DATASET-MODEL-seedSEED; if it
         is missing, digits with seed 0 take the network that comes with the package, and small
         benchmarks train one on the spot).
-      model: the network; the checkpoint's or the benchmark's by default.
-      cut: the stage after which the network is cut, for mix-up.
+      model: the network; the checkpoint's or the benchmark's by default. Or a function that makes
+        one of your own: package.module:function, or path/to/file.py:function.
+      cut: the stage after which the network is cut, for mix-up (default: layer1; of your own model
+        any submodule, by default one about a third of the way).
       seed: of all that is random.
       limit: use at most this many images of each set, evenly spaced; a network that is trained on
         the spot is trained on all.
@@ -41,8 +43,8 @@ class Setting:
     source: Kind | None = None
     download: bool = False
     checkpoint: Path | None = None
-    model: models.Name | None = None
-    cut: str = "layer1"
+    model: str | None = None
+    cut: str | None = None
     seed: int = 0
     limit: int | None = None
     batch_size: int = 256
@@ -58,6 +60,10 @@ class Setting:
         """
         benchmarks.check_name(self.dataset)
         checks.seed("seed", self.seed)
+        if self.model is not None and ":" in self.model:
+            checks.function("model", self.model)
+        elif self.model is not None:
+            checks.choice("model", self.model, models.names())
         checks.at_least("batch_size", self.batch_size, 1)
         checks.choice("present_classes", self.present_classes, ("all", "data"))
         for name in ("limit", "workers"):

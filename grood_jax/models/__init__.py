@@ -21,6 +21,7 @@ Importable = Literal[
     "swin_t",
     "regnet_y_16gf",
     "efficientnet_lite0",
+    "densenet_bc_100_12",
 ]
 """Networks whose weights PyTorch has."""
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from flax import nnx
 
+from grood_jax.models.densenet import DenseNetBC
 from grood_jax.models.efficientnet import EfficientNetLite0
 from grood_jax.models.regnet import regnet_y_16gf
 from grood_jax.models.resnet import cifar_resnet, imagenet_resnet, openood_resnet18
@@ -29,6 +30,7 @@ _FACTORIES: dict[str, Callable[..., Staged]] = {
     "swin_t": swin_t,
     "regnet_y_16gf": regnet_y_16gf,
     "efficientnet_lite0": EfficientNetLite0,
+    "densenet_bc_100_12": DenseNetBC,
 }
 
 _OF_ONE_SIZE = ("vit_b_16",)

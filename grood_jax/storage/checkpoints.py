@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from grood_jax import models
+from grood_jax.backbone.backbone import Backbone
 from grood_jax.data import Preprocessing
 from grood_jax.models import Staged
 from grood_jax.storage import containers
@@ -29,10 +30,15 @@ HOW_TO_MAKE = (
 TORCH = (".bin", ".ckpt", ".pkl", ".pt", ".pth", ".safetensors", ".tar", ".th")
 """How the names of files of PyTorch's weights end."""
 
+DEFAULT_CUT = "layer1"
+"""Where networks by name are cut unless told otherwise."""
+
 __all__ = [
+    "DEFAULT_CUT",
     "Loaded",
     "ModelSpec",
     "Stored",
+    "backbone_of",
     "fingerprint",
     "fingerprint_of",
     "latest_step",
@@ -80,6 +86,14 @@ class Loaded:
     record: Mapping[str, Any]
     fingerprint: str
     step: int
+
+    def backbone(self, cut: str | None = None) -> Backbone:
+        """The network, cut after a stage, that takes images of bytes.
+
+        Args:
+          cut: the stage; `DEFAULT_CUT` by default.
+        """
+        return backbone_of(self.model, self.spec, cut or DEFAULT_CUT)
 
 
 @dataclass(frozen=True)
@@ -163,6 +177,13 @@ class Stored:
         empty = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), like)
         restored = containers.restore(self.container.directory, self.step, item, empty, CHECKPOINT)
         return jax.tree.map(jax.numpy.asarray, restored)
+
+
+def backbone_of(model: Any, spec: ModelSpec, cut: str) -> Backbone:
+    """The backbone of a network by name, cut after a stage, that takes images of bytes."""
+    return Backbone.from_nnx(
+        model, cut=cut, input_std=spec.preprocessing.std, input_mean=spec.preprocessing.mean
+    )
 
 
 def fingerprint(model: nnx.Module) -> str:

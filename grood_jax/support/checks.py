@@ -190,6 +190,15 @@ def choice(name: str, value: Any, options: Sequence[str]) -> str:
     raise ValueError(f"{name} is {value!r}; expected one of {', '.join(options)}{hint}")
 
 
+def function(name: str, value: str | None) -> str | None:
+    """Returns ``value``; raises ValueError unless it names a function, or is None."""
+    if value is not None and not all(value.rpartition(":")[::2]):
+        raise ValueError(
+            f"{name} is {value!r}; expected package.module:function or path/to/file.py:function"
+        )
+    return value
+
+
 def _number(name: str, value: Any, expected: str) -> float:
     if isinstance(value, bool) or not isinstance(value, float | int | np.floating | np.integer):
         raise TypeError(f"{name} is {value!r}; expected {expected}")

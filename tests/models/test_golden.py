@@ -1,4 +1,4 @@
-"""The imported ResNet-20 against what PyTorch made of the same images."""
+"""Imported networks against what other programs made of the same images."""
 
 from pathlib import Path
 
@@ -6,8 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from grood_jax import models
 from grood_jax.backbone.backbone import Backbone
+from grood_jax.backbone.listing import layers
+from grood_jax.cli.import_torch import PUBLISHED
 from grood_jax.data import Preprocessing
 from grood_jax.maths.mixup import mix_with_prototypes
 from grood_jax.models.torch.files import read_state_dict
@@ -71,3 +75,30 @@ def test_mixed_features_and_logits_equal_pytorchs(backbone, hidden, finish, gold
     )
     # The mixture moves the logits by far more than the tolerance.
     assert np.abs(torch_numbers["mixed_logits"] - torch_numbers["logits"]).max() > 1
+
+
+@pytest.mark.slow
+def test_densenets_features_and_logits_are_those_of_another_program(golden: Path) -> None:
+    """Of 16 images, computed in float64 with NumPy; cut at a transition on the way."""
+    with np.load(golden / "densenet_bc_100_12_cifar100.npz") as arrays:
+        model = import_state_dict(dict(arrays), "densenet_bc_100_12")
+    with np.load(golden / "densenet_bc_100_12_cifar100_vectors.npz") as numbers:
+        vectors = {name: array[:16] for name, array in numbers.items()}
+    images = jnp.asarray(PUBLISHED["densenet_bc_100_12"].normalize(vectors["images"]))
+    backbone = Backbone.from_nnx(model, cut="transition1")
+    outputs = jax.jit(lambda b, x: b(x))(backbone, images)
+    np.testing.assert_allclose(outputs.features, vectors["features"], atol=TOLERANCE, rtol=1e-4)
+    np.testing.assert_allclose(outputs.logits, vectors["logits"], atol=TOLERANCE, rtol=1e-4)
+    # Among 100 classes.
+    assert (np.asarray(outputs.logits).argmax(axis=1) == vectors["labels"]).mean() > 0.5
+
+
+@pytest.mark.slow
+def test_inside_a_layer_of_a_dense_block_nothing_cuts() -> None:
+    model = nnx.eval_shape(
+        lambda: models.create("densenet_bc_100_12", num_classes=10, rngs=nnx.Rngs(0))
+    )
+    table = layers(model, np.zeros((2, 32, 32, 3), np.float32)).by_path
+    assert "is bypassed" in table["layer2.layers.3.conv2"].why_not
+    # What it makes stands beside all that came before.
+    assert table["layer2.layers.3"].may_be_cut and table["transition1"].may_be_cut

@@ -274,6 +274,8 @@ def test_published_preprocessing_of_each_network() -> None:
     assert found["regnet_y_16gf"] == (384, 384, "bicubic", *IMAGENET)
     lite = ((127 / 255,) * 3, (128 / 255,) * 3)
     assert found["efficientnet_lite0"] == (224, 256, "bicubic", *lite)
+    dense = ((125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255))
+    assert found["densenet_bc_100_12"] == (32, None, "bilinear", *dense)
 
 
 def specs_of(monkeypatch, state: dict[str, np.ndarray], argv: list[str]) -> list[Any]:

@@ -28,6 +28,9 @@ STAGES = {
     **dict.fromkeys(("swin_t", "regnet_y_16gf"), ("stem", *layers(4))),
     "vit_b_16": ("stem", *layers(12)),
     "efficientnet_lite0": ("stem", *layers(7), "top"),
+    "densenet_bc_100_12": (
+        *("stem", "layer1", "transition1", "layer2", "transition2", "layer3", "top"),
+    ),
 }
 
 
@@ -65,6 +68,8 @@ def test_names_and_stages() -> None:
         ("regnet_y_16gf", 1000, 83_590_140),
         # 4.7 million, says tensorflow/tpu's README of EfficientNet-Lite.
         ("efficientnet_lite0", 1000, 4_652_008),
+        # 0.8 million, says table 2 of the paper (arXiv 1608.06993).
+        ("densenet_bc_100_12", 10, 769_162),
     ],
 )
 def test_published_parameter_counts(name: str, classes: int, count: int) -> None:

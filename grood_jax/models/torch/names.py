@@ -14,7 +14,8 @@ def torch_name(model: str, path: tuple[str, ...]) -> str:
 
     References:
       The names: resnet.py of github.com/akamaster/pytorch_resnet_cifar10; OpenOOD v1.5,
-      openood/networks; torchvision/models; the PyPI package efficientnet-lite-pytorch 0.1.0.
+      openood/networks; torchvision/models; the PyPI package efficientnet-lite-pytorch 0.1.0;
+      densenet.py of github.com/andreasveit/densenet-pytorch.
     """
     # What holds modules in a row has no name of its own there.
     *modules, array = [part for part in path if part != "layers"]
@@ -28,6 +29,8 @@ def torch_name(model: str, path: tuple[str, ...]) -> str:
             return _regnet(modules, array)
         case "efficientnet_lite0":
             return _efficientnet(modules, array)
+        case "densenet_bc_100_12":
+            return _densenet(modules, array)
     return _resnet(modules, array, *_RESNETS[model])
 
 
@@ -46,7 +49,8 @@ def head_name(model: str) -> str:
 
 def stem_name(model: str) -> str:
     """The name of the first convolution's weight, whose second axis are the images' channels."""
-    return torch_name(model, ("stem", "patches" if model == "vit_b_16" else "conv", "kernel"))
+    inner = {"vit_b_16": ("patches",), "densenet_bc_100_12": ()}.get(model, ("conv",))
+    return torch_name(model, ("stem", *inner, "kernel"))
 
 
 def _resnet(modules: list[str], array: str, head: str, shortcut: str) -> str:
@@ -150,6 +154,20 @@ def _efficientnet(modules: list[str], array: str) -> str:
         "project": ("_project_conv", "_bn2"),
     }[part]
     return f"_blocks.{index}.{conv if layer == 'conv' else norm}.{array}"
+
+
+def _densenet(modules: list[str], array: str) -> str:
+    match modules:
+        case ["head"]:
+            return f"fc.{array}"
+        case ["stem"]:
+            return f"conv1.{array}"
+        case ["top", "norm"]:
+            return f"bn1.{array}"
+    stage, *place = modules
+    stage = stage.replace("transition", "trans").replace("layer", "block")
+    inner = ".".join([stage, *(["layer", place[0]] if len(place) == 2 else [])])
+    return f"{inner}.{place[-1].replace('norm', 'bn')}.{array}"
 
 
 _PAIR = {"conv": "0", "norm": "1"}
