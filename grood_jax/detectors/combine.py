@@ -102,13 +102,12 @@ def combine(members: Sequence[Detector], *, how: How = "mean", held_out: float =
         out = _spared(out, np.asarray(training.labels), right)
         kept = np.setdiff1d(np.arange(count), out)
         fitted_on = _rows(training.outputs, kept, fit_needs)
-        labels = training.labels[kept]
         apart = _rows(training.outputs, out, needs)
         states, calibration = [], []
         for member, scorer, own_key in zip(members, scorers, _keys(members, fit_key), strict=True):
             own = Training(
                 fitted_on,
-                labels,
+                training.labels[kept],
                 None if member.ood is None else training.ood,
                 head=training.head if member.head else None,
                 id_validation=training.id_validation if member.id_validation else None,
