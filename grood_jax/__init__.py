@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from grood_jax.conformal.drift import DriftMonitor
     from grood_jax.data.preprocessing import Preprocessing
     from grood_jax.deploying.ood_classifier import OODClassifier, Prediction
+    from grood_jax.evaluation import datasets
     from grood_jax.evaluation.evaluated import Evaluated
     from grood_jax.evaluation.evaluating import evaluate
     from grood_jax.evaluation.from_outputs import evaluate_outputs
@@ -57,6 +58,7 @@ __all__ = [
     "build_bank",
     "build_bank_in_pieces",
     "class_prototypes",
+    "datasets",
     "detectors",
     "evaluate",
     "evaluate_outputs",
@@ -106,6 +108,8 @@ _HOMES = {
 _ROOMS = ("backbone", "conformal", "detectors", "maths", "neighbors", "support")
 """What can be asked for without an import of its own."""
 
+_MODULES = {"datasets": "evaluation.datasets"} | {room: room for room in _ROOMS}
+
 
 def __getattr__(name: str) -> Any:
     """Loads names when they are first asked for: a command's --help need not wait for JAX."""
@@ -115,10 +119,10 @@ def __getattr__(name: str) -> Any:
         except ModuleNotFoundError as error:
             said = f"grood_jax.{name}: {missing.sentence(error)}"
             raise ModuleNotFoundError(said, name=error.name) from error
-    if name in _ROOMS:
-        return importlib.import_module(f"grood_jax.{name}")
+    if name in _MODULES:
+        return importlib.import_module(f"grood_jax.{_MODULES[name]}")
     raise AttributeError(f"module 'grood_jax' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

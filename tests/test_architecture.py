@@ -351,6 +351,7 @@ def test_importing_the_package_loads_little_and_starts_no_device(tmp_path):
         "OODClassifier",
         "Prediction",
         "Preprocessing",
+        "datasets",
         "evaluate",
         "evaluate_outputs",
         "fit_head",
