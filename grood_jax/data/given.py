@@ -40,6 +40,9 @@ BYTES_LIKE = 50.0
 FEWEST = 2
 """Images of a set: one alone says nothing."""
 
+MOST = 2**20
+"""Images of a batch: more would not fit into memory."""
+
 FORMS = (
     "(images, labels), a list of such pairs, a folder, an .npz file, or what gives (image, label) "
     "when it is indexed"
@@ -443,7 +446,7 @@ def door(
       UserError: the backbone normalises in another way.
     """
     require_backbone(backbone)
-    checks.at_least("batch_size", batch_size, 1)
+    checks.at_least("batch_size", batch_size, 1, MOST)
     prepare = _preparation(preprocessing)
     if prepare is not None:
         for name, ours in (("mean", backbone.input_mean), ("std", backbone.input_std)):
