@@ -71,6 +71,7 @@ INNER = {
     "deploying.ood_classifier.OODClassifier.export": "compiles for seconds; test_exporting.py",
     "deploying.ood_classifier.OODClassifier.put_together": "a step of `load`",
     "deploying.ood_classifier.OODClassifier.take_apart": "a step of `save`",
+    "deploying.folders": "steps of `grood fit`; test_fit_folders.py",
     "deploying.pipeline": "steps of `grood fit`; test_pipeline.py",
     "deploying.serving.batching": "a part of the server; test_micro_batching.py",
     "deploying.serving.bodies": "a part of the server; test_app.py",

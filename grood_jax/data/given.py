@@ -196,7 +196,7 @@ class Door:
             )
         path = path.resolve()
         if labels and not classes:
-            classes = _folders_of(name, path)
+            classes = class_folders(name, path)
         folder = FolderSource(path.name, classes if labels else ())
         found = folder.open(name, path.parent, prepare)
         assert found is not None
@@ -508,8 +508,18 @@ def _preparation(given: Any) -> Preprocessing | None:
     )
 
 
-def _folders_of(name: str, path: Path) -> tuple[str, ...]:
-    """The names of a folder's folders with images, in order."""
+def class_folders(name: str, path: Path) -> tuple[str, ...]:
+    """The names of a folder's folders with images, in order.
+
+    Args:
+      name: what messages call it.
+      path: the folder.
+
+    Raises:
+      UserError: it is none, or images lie in it that are in no folder.
+    """
+    if not path.is_dir():
+        raise UserError(f"{name} is {path}; expected a folder, and there is none")
     inside = files_in(path, suffixes()).paths
     tops = {Path(file).parts[0] for file in inside if len(Path(file).parts) > 1}
     loose = next((file for file in inside if len(Path(file).parts) == 1), None)
@@ -731,4 +741,4 @@ def _chosen(whole: Iterable[Batch], rows: Rows) -> Iterator[Batch]:
         start = stop
 
 
-__all__ = ["Door", "Given", "ItemSet", "door", "padded", "pictures_of"]
+__all__ = ["Door", "Given", "ItemSet", "class_folders", "door", "padded", "pictures_of"]
