@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 import grood_jax as gj
 from grood_jax.evaluation.results import table
