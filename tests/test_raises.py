@@ -54,6 +54,7 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 INNER = {
     "cli": "commands: their status and line are in test_command.py and test_fuzz.py",
     "data.download": "needs the network; test_download.py",
+    "data.given": "steps of `evaluate` and OODClassifier.fit; test_given.py",
     "data.finding": "takes what a benchmark's description was checked to hold",
     "data.folders": "sets and sources on disk; test_folders.py",
     "data.npz": "sets and sources on disk; test_npz.py",
@@ -70,15 +71,22 @@ INNER = {
     "deploying.ood_classifier.OODClassifier.export": "compiles for seconds; test_exporting.py",
     "deploying.ood_classifier.OODClassifier.put_together": "a step of `load`",
     "deploying.ood_classifier.OODClassifier.take_apart": "a step of `save`",
+    "deploying.folders": "steps of `grood fit`; test_fit_folders.py",
     "deploying.pipeline": "steps of `grood fit`; test_pipeline.py",
     "deploying.serving.batching": "a part of the server; test_micro_batching.py",
     "deploying.serving.bodies": "a part of the server; test_app.py",
     "deploying.serving.images": "a part of the server; test_app.py",
+    "evaluation.comparing": "steps of `grood compare`; test_comparing.py",
+    "evaluation.evaluated": "of what `evaluate` gives; test_evaluating.py",
+    "evaluation.evaluating.chosen": "a step of `evaluate`; test_evaluating.py",
+    "evaluation.evaluating.grouped": "a step of `evaluate`; test_evaluating.py",
+    "evaluation.tables": "takes results, and forms that doors have checked; test_results.py",
     "evaluation.accuracy": "a step of `grood eval`; test_labels.py",
     "evaluation.classifier": "steps of `grood eval`; test_pipeline.py",
     "evaluation.pipeline": "steps of `grood eval`; test_pipeline.py",
     "evaluation.fitting": "takes what `grood eval` and OODClassifier.fit have checked",
     "evaluation.tuning.choose": "a step of `grood eval`; test_tuning.py",
+    "maths.intervals": "takes scores that an evaluation has made; test_intervals.py",
     "maths.mixup.other_classes": "a step of a pass",
     "maths.prototypes.empty_classes": "a step of fitting; test_prototypes.py",
     "models.staged": "stages of a network, which a Backbone calls",
@@ -89,6 +97,7 @@ INNER = {
     "storage.containers": "writes and reads for checkpoints; test_checkpoints.py",
     "storage.earlier": "takes what a file of an earlier version holds; test_earlier.py",
     "storage.included": "takes no argument but the package's own folder; test_included.py",
+    "storage.outputs": "steps of `grood eval`; test_outputs.py",
     "storage.saving": "a step of OODClassifier's save and load; test_saving.py",
     "support.files": "steps of doors that name the argument",
     "support.manifest": "takes what a file holds; test_saving.py, test_fuzz.py",
@@ -245,6 +254,7 @@ def fitted() -> dict[str, Any]:
         "key": KEY,
         "target_tpr": 0.9,
         "per_class": False,
+        "preprocessing": None,
         "noise": None,
         "validation": None,
         "id_validation": tiny.pairs(8, 0),
@@ -309,7 +319,41 @@ NUMBERS = ("fraction", "percent", "positive", "number", "seed")
 HEAD = (jnp.ones((4, 3)), jnp.zeros(3))
 TRAINING = Training(Outputs(jnp.asarray(ROWS), ROWS @ HEAD[0]), jnp.asarray(LABELS), head=HEAD)
 
+
+def outputs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features, logits and labels."""
+    return ROWS, ROWS[:, :3].copy(), LABELS
+
+
 DOORS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "evaluation.evaluating.evaluate": lambda home: {
+        "backbone": tiny.backbone(),
+        "train": tiny.pairs(8, 0),
+        "test": tiny.pairs(8, 1),
+        "ood": {"other": tiny.images(4, 2)},
+        "detectors": ["msp"],
+        "preprocessing": None,
+        "validation": None,
+        "id_validation": None,
+        "present_classes": "all",
+        "seed": 0,
+        "batch_size": 8,
+        "progress": False,
+        "name": "toy",
+    },
+    "evaluation.from_outputs.evaluate_outputs": lambda home: {
+        "train": outputs(),
+        "test": outputs(),
+        "near": {"other": outputs()},
+        "far": {"more": outputs()},
+        "head": (np.eye(4, 3, dtype=np.float32), np.zeros(3, np.float32)),
+        "id_validation": None,
+        "detectors": ["msp"],
+        "present_classes": "all",
+        "seed": 0,
+        "name": "toy",
+        "source": "made here",
+    },
     "backbone.backbone.Backbone.from_functions": lambda home: {
         "cls": grood_jax.Backbone,
         "arrays": {},
@@ -596,6 +640,7 @@ def given_to(name: str, home: Path) -> dict[str, Any]:
 
 
 GIVEN = {
+    "evaluation.from_outputs.evaluate_outputs.detectors": "None is all: seconds; test_outputs.py",
     "evaluation.results.read_scores.results": "what `read` gave",
     "maths.metrics.ood_metrics.ModuleNotFoundError": "scikit-learn is here; test_missing.py",
     "support.arrays.classes.count": "a size that the caller has counted",
@@ -607,6 +652,7 @@ GIVEN = {
 """Arguments that are no user's, and errors that need a state of the machine."""
 
 MORE: dict[str, Callable[[], tuple[Any, ...]]] = {
+    "evaluation.from_outputs.evaluate_outputs.test": lambda: [[p[:1] for p in outputs()]],
     "benchmarks.get.dataset": lambda: ("nothing.toml",),
     "data.batching.batches.images": lambda: (Broken(**vars(pixels())),),
     "deploying.ood_classifier.OODClassifier.fit.calibration": lambda: ([tiny.images(2, 1)],),
@@ -647,6 +693,7 @@ CALLED = {
     "detectors.rebuild.given": "has no option",
     "detectors.rebuild.name": "detector",
     "detectors.spec.parse_spec.text": "detector",
+    "evaluation.evaluating.evaluate.detectors": "detector",
     "evaluation.tuning.create_candidates.specs": "detector",
     "maths.mixup.mix_with_prototypes.hidden": "prototypes",
     "maths.prototypes.class_prototypes.features": "labels",

@@ -43,7 +43,8 @@ def run(
     inputs = pipeline.open_inputs(config, benchmark, data, place, say, show_progress)
     made = pipeline.fit(config, detector, inputs)
     made.save(directory)
-    say(f"{config.detector} calibrated on {len(inputs.held_out)} images; it lies in {directory}")
+    count = len(made.calibration_scores())
+    say(f"{config.detector} calibrated on {count} images; it lies in {directory}")
     realised = pipeline.realised(made, inputs)
     if realised is not None:
         say(

@@ -40,6 +40,9 @@ BYTES_LIKE = 50.0
 FEWEST = 2
 """Images of a set: one alone says nothing."""
 
+MOST = 2**20
+"""Images of a batch: more would not fit into memory."""
+
 FORMS = (
     "(images, labels), a list of such pairs, a folder, an .npz file, or what gives (image, label) "
     "when it is indexed"
@@ -193,7 +196,7 @@ class Door:
             )
         path = path.resolve()
         if labels and not classes:
-            classes = _folders_of(name, path)
+            classes = class_folders(name, path)
         folder = FolderSource(path.name, classes if labels else ())
         found = folder.open(name, path.parent, prepare)
         assert found is not None
@@ -443,7 +446,7 @@ def door(
       UserError: the backbone normalises in another way.
     """
     require_backbone(backbone)
-    checks.at_least("batch_size", batch_size, 1)
+    checks.at_least("batch_size", batch_size, 1, MOST)
     prepare = _preparation(preprocessing)
     if prepare is not None:
         for name, ours in (("mean", backbone.input_mean), ("std", backbone.input_std)):
@@ -505,8 +508,18 @@ def _preparation(given: Any) -> Preprocessing | None:
     )
 
 
-def _folders_of(name: str, path: Path) -> tuple[str, ...]:
-    """The names of a folder's folders with images, in order."""
+def class_folders(name: str, path: Path) -> tuple[str, ...]:
+    """The names of a folder's folders with images, in order.
+
+    Args:
+      name: what messages call it.
+      path: the folder.
+
+    Raises:
+      UserError: it is none, or images lie in it that are in no folder.
+    """
+    if not path.is_dir():
+        raise UserError(f"{name} is {path}; expected a folder, and there is none")
     inside = files_in(path, suffixes()).paths
     tops = {Path(file).parts[0] for file in inside if len(Path(file).parts) > 1}
     loose = next((file for file in inside if len(Path(file).parts) == 1), None)
@@ -728,4 +741,4 @@ def _chosen(whole: Iterable[Batch], rows: Rows) -> Iterator[Batch]:
         start = stop
 
 
-__all__ = ["Door", "Given", "ItemSet", "door", "padded", "pictures_of"]
+__all__ = ["Door", "Given", "ItemSet", "class_folders", "door", "padded", "pictures_of"]

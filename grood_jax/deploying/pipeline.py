@@ -16,6 +16,7 @@ from grood_jax.benchmarks import Benchmark, OpenBenchmark
 from grood_jax.data import ImageSet
 from grood_jax.data.sets import PartOfSet
 from grood_jax.deploying.deployment import Deployment
+from grood_jax.deploying.folders import open_folders
 from grood_jax.deploying.ood_classifier import OODClassifier
 from grood_jax.deploying.setting import FitConfig
 from grood_jax.detectors import Detector, Validation
@@ -95,6 +96,8 @@ def open_sets(config: FitConfig, detector: Detector) -> tuple[Benchmark, OpenBen
     Raises:
       UserError: sets are missing, or the file that describes them describes none.
     """
+    if config.train is not None:
+        return open_folders(config)
     benchmark = benchmarks.get(config.dataset)
     place = look(config, benchmark)
     data = benchmarks.open_benchmark(
@@ -127,7 +130,10 @@ def open_inputs(
     loaded, _ = find_classifier(config, benchmark, place, say, show_progress)
     preprocessing = loaded.spec.preprocessing
     read = Reader(preprocessing, config.batch_size, show_progress, config.workers, as_bytes=True)
-    held_out, checked = divided_test_set(config, data.test)
+    if config.train is None:
+        held_out, checked = divided_test_set(config, data.test)
+    else:
+        held_out, checked = data.test, PartOfSet(data.test, np.zeros(0, np.int64), "check")
     return Inputs(benchmark, data, loaded, read, held_out, checked)
 
 
@@ -156,7 +162,7 @@ def fit(config: FitConfig, detector: Detector, inputs: Inputs) -> Deployment:
             loaded.backbone(config.cut),
             read.training(data.train),
             detector=detector,
-            calibration=read(inputs.held_out, "calibration images"),
+            calibration=read(inputs.held_out, "calibration images") if inputs.held_out else None,
             key=_keys(config)[1],
             target_tpr=config.target_tpr,
             per_class=config.per_class,

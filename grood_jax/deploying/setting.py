@@ -18,6 +18,14 @@ class FitConfig(Setting):
       target_tpr: the share of images in distribution that are to be taken for such.
       per_class: keep that share within each predicted class.
       calibration_share: the share of the test images that set the threshold.
+      train: a folder of training images, with a folder for each class, in place of a benchmark;
+        the classifier is --model FILE.py:FUNCTION or a --checkpoint.
+      calibration: a folder of images that the classifier was not trained on; all of them set the
+        threshold. Without it some of the training images do, with a warning.
+      image_size: height and width to which images are brought for a model of one's own.
+      mean: of each channel, by which its images are normalised, of values from 0 to 1; by default
+        what the model's backbone says.
+      std: deviation of each channel, likewise.
     """
 
     detector: str = "grood"
@@ -25,6 +33,11 @@ class FitConfig(Setting):
     target_tpr: float = 0.95
     per_class: bool = False
     calibration_share: float = 0.5
+    train: Path | None = None
+    calibration: Path | None = None
+    image_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -37,3 +50,12 @@ class FitConfig(Setting):
         for name in ("target_tpr", "calibration_share"):
             if not 0 < checks.fraction(name, getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number in (0, 1)")
+        if self.train is None:
+            for name in ("calibration", "image_size", "mean", "std"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} is given; expected train too")
+        for name in ("train", "calibration"):
+            if getattr(self, name) is not None:
+                checks.path(name, getattr(self, name))
+        if self.image_size is not None:
+            checks.at_least("image_size", self.image_size, 1)
