@@ -12,6 +12,8 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
+from grood_jax.support.errors import first_line
+
 Hook = Callable[[str, Any, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """``(path, submodule, call, args, kwargs) -> output``, in place of ``call(*args, **kwargs)``."""
 
@@ -322,12 +324,12 @@ def described(value: Any) -> str:
 
 
 def _cannot_run(what: str, images: jax.ShapeDtypeStruct, error: Exception) -> str:
-    line = (str(error).strip() or repr(error)).splitlines()[0]
     shape = images.shape
     hint = ""
     if len(shape) == 4 and shape[1] in (1, 3) and shape[3] > 4:
         hint = "; it looks channels first, and Flax takes channels last: transpose(0, 2, 3, 1)"
     return (
-        f"the {what} cannot run on example {shape} {images.dtype}: {line}; expected images as it "
-        f"takes them (give call=, a function of the {what} and images, where it takes more){hint}"
+        f"the {what} cannot run on example {shape} {images.dtype}: {first_line(error)}; expected "
+        f"images as it takes them (give call=, a function of the {what} and images, where it takes "
+        f"more){hint}"
     )
