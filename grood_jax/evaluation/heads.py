@@ -108,10 +108,15 @@ def completed(
     wanted = require_backbone(backbone).wanted_head
     if wanted is None:
         return backbone
-    needing = [name for name, detector in detectors if detector.logits]
-    if not wanted and needing:
-        raise UserError(without_logits(needing[0]))
+    for name, detector in detectors:
+        if (reason := unmet(backbone, name, detector)) is not None:
+            raise UserError(reason)
     return _fitted(backbone, train(None), wanted or "prototypes", None)
+
+
+def unmet(backbone: Backbone, name: str, detector: Detector) -> str | None:
+    """Why a detector cannot have this network for want of logits; None where it can."""
+    return without_logits(name) if backbone.wanted_head == "" and detector.logits else None
 
 
 def without_logits(name: str) -> str:
