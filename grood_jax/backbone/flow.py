@@ -233,7 +233,9 @@ def _follow(
     """
     for step in program.eqns:
         read = [flows[var] for var in step.invars if _is_variable(var) and var in flows]
-        name = step.params["name"] if step.primitive.name == "name" else None
+        name = step.params.get("name")
+        if not str(name).startswith(("into call ", "from call ")):
+            name = None
         if name is not None:
             tags[name] = None
         if not read:
