@@ -209,6 +209,16 @@ def test_scores_do_not_depend_on_the_head() -> None:
     np.testing.assert_array_equal(*scores)
 
 
+def test_an_evaluation_goes_on_without_those_that_read_logits() -> None:
+    ood = {"noise": np.random.default_rng(3).normal(0, 2, (30, 2, 2, 3)).astype(np.float32)}
+    names = ["mahalanobis", "msp"]
+    encoder = Backbone.from_encoder(pool, MATRIX)
+    made = gj.evaluate(encoder, (IMAGES, LABELS), HELD_OUT[0], ood, names)
+    assert set(made.scores) == {"mahalanobis"}
+    assert made.failed["msp"].startswith("msp needs logits, and the encoder has no head; give Bac")
+    assert made.results["id_accuracy"] > 0.9
+
+
 @pytest.mark.parametrize(
     "detector",
     [detectors.msp(), detectors.combine((detectors.knn(), detectors.msp()))],

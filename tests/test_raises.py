@@ -63,6 +63,14 @@ INNER = {
     "data.sets": "a protocol",
     "data.tfds": "sets and sources on disk; test_sources.py",
     "data.batching.read_readable": "a step of `batches`",
+    "backbone.adapting": "steps of Backbone.from_encoder and `layers`; test_encoders.py",
+    "backbone.backbone.Backbone.with_head": "a step of `fit_head`; test_encoders.py",
+    "backbone.encoders": "steps of Backbone.from_encoder; test_encoders.py",
+    "backbone.flow": "steps of Backbone.from_nnx and from_linen; test_naming.py",
+    "backbone.linen": "steps of Backbone.from_linen; test_naming.py",
+    "backbone.naming": "steps of Backbone.from_nnx and from_linen; test_naming.py",
+    "backbone.nnx": "steps of Backbone.from_nnx; test_naming.py",
+    "backbone.stages": "steps of Backbone.from_nnx and from_linen; test_backbone.py",
     "benchmarks.base": "names of sets; test_benchmark_files.py",
     "benchmarks.opening.OpenBenchmark": "names of sets; test_benchmark_files.py",
     "benchmarks.opening.require_labels": "a step of `open_benchmark`; test_labels.py",
@@ -84,6 +92,8 @@ INNER = {
     "evaluation.accuracy": "a step of `grood eval`; test_labels.py",
     "evaluation.classifier": "steps of `grood eval`; test_pipeline.py",
     "evaluation.pipeline": "steps of `grood eval`; test_pipeline.py",
+    "evaluation.heads.completed": "a step of `grood eval` and OODClassifier.fit; test_encoders.py",
+    "evaluation.own_model": "a step of the command lines; test_own_model.py",
     "evaluation.fitting": "takes what `grood eval` and OODClassifier.fit have checked",
     "evaluation.tuning.choose": "a step of `grood eval`; test_tuning.py",
     "maths.intervals": "takes scores that an evaluation has made; test_intervals.py",
@@ -200,6 +210,11 @@ def network() -> Any:
 
 class Plain(linen.Module):
     """A linen module, of which no more is used than its type."""
+
+
+def flat(arrays: Any, images: jax.Array) -> jax.Array:
+    """Features of images."""
+    return jnp.asarray(images)
 
 
 @functools.cache
@@ -366,7 +381,10 @@ DOORS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "backbone.backbone.Backbone.from_nnx": lambda home: {
         "cls": grood_jax.Backbone,
         "model": network(),
+        "head": "head",
         "cut": "layer1",
+        "example": np.zeros((2, 8, 8, 1), np.float32),
+        "call": None,
         "layers": tiny.layers,
         **BACKBONE,
     },
@@ -374,9 +392,31 @@ DOORS: dict[str, Callable[[Path], dict[str, Any]]] = {
         "cls": grood_jax.Backbone,
         "module": Plain(),
         "variables": {"params": {}},
+        "head": None,
         "cut": (tiny.early, tiny.late),
+        "example": None,
+        "call": None,
         "layers": tiny.layers,
         **BACKBONE,
+    },
+    "backbone.backbone.Backbone.from_encoder": lambda home: {
+        **defaults(grood_jax.Backbone.from_encoder),
+        "cls": grood_jax.Backbone,
+        "encoder": flat,
+        **BACKBONE,
+    },
+    "backbone.listing.layers": lambda home: {
+        **defaults(grood_jax.layers),
+        "model": network(),
+        "example": np.zeros((2, 8, 8, 1), np.float32),
+    },
+    "evaluation.heads.fit_head": lambda home: {
+        "backbone": grood_jax.Backbone.from_encoder(flat),
+        "images": ROWS,
+        "labels": LABELS,
+        "head": "prototypes",
+        "num_classes": 3,
+        "batch_size": 4,
     },
     **{
         f"backbone.backbone.Backbone.{name}": lambda home, argument=argument, width=width: {
@@ -480,7 +520,7 @@ DOORS: dict[str, Callable[[Path], dict[str, Any]]] = {
         "interpolation": "bilinear",
         "upright": False,
     },
-    "deploying.deployment.load": lambda home: {"path": saved(home, deployed().save)},
+    "deploying.deployment.load": lambda home: {"model": None, "path": saved(home, deployed().save)},
     "deploying.setting.FitConfig": lambda home: defaults(FitConfig),
     "deploying.serving.limits.Limits": lambda home: defaults(Limits),
     "evaluation.setting.Setting": lambda home: defaults(Setting),
@@ -621,6 +661,7 @@ DOORS: dict[str, Callable[[Path], dict[str, Any]]] = {
         "shape": (12,),
     },
     "support.checks.at_least": lambda home: {"name": "x", "value": 3, "low": 1, "high": 9},
+    "support.checks.function": lambda home: {"name": "x", "value": "mine.py:build"},
     **{f"support.checks.{kind}": lambda home: {"name": "x", "value": 1} for kind in NUMBERS},
 }
 DOORS["support.checks.fraction"] = lambda home: {"name": "x", "value": 0.5, "zero": False}
@@ -695,6 +736,7 @@ CALLED = {
     "detectors.spec.parse_spec.text": "detector",
     "evaluation.evaluating.evaluate.detectors": "detector",
     "evaluation.tuning.create_candidates.specs": "detector",
+    "evaluation.heads.fit_head.images": "features of the training set",
     "maths.mixup.mix_with_prototypes.hidden": "prototypes",
     "maths.prototypes.class_prototypes.features": "labels",
     "models.creating.create.name": "model",
@@ -707,7 +749,7 @@ CALLED = {
     "neighbors.sharding.shard_bank.vectors": "bank",
     "support.arrays.classes.labels": "x",
     "support.arrays.shaped.array": "x",
-    **{f"support.checks.{kind}.value": "x" for kind in (*NUMBERS, "at_least")},
+    **{f"support.checks.{kind}.value": "x" for kind in (*NUMBERS, "at_least", "function")},
 }
 """What messages say of arguments that they do not name."""
 

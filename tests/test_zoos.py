@@ -29,7 +29,9 @@ HELD_OUT = made(40, 1)
 
 
 def fit_and_load(backbone: gj.Backbone, detector: Detector, folder: Any) -> gj.OODClassifier:
-    """A classifier that was fitted, saved, and loaded again."""
+    """A classifier that was evaluated, fitted, saved, and loaded again."""
+    made = gj.evaluate(backbone, (IMAGES, LABELS), HELD_OUT, {"far": {"all": -IMAGES}}, detector)
+    assert list(made.scores) == [detector.name] and not made.failed
     classifier = gj.OODClassifier.fit(
         backbone,
         [(IMAGES, LABELS)],

@@ -30,12 +30,17 @@ def network_of(model: Any, variables: Any, call: Any) -> tuple[Network, Any]:
     """A module of Flax in evaluation mode, and its arrays.
 
     Raises:
-      TypeError: it is none.
+      TypeError: it is none, or ``variables`` are given with another module than linen's.
     """
     if is_linen(model):
         from grood_jax.backbone import linen
 
         return linen.network_of(model, variables, call)
+    if variables is not None:
+        raise TypeError(
+            f"variables is a {type(variables).__name__}, and model a {type(model).__name__}; "
+            "expected variables of a flax.linen module alone"
+        )
     from grood_jax.backbone import nnx
 
     return nnx.network_of(model, call)

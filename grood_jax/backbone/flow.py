@@ -12,6 +12,8 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
+from grood_jax.support.errors import first_line
+
 Hook = Callable[[str, Any, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """``(path, submodule, call, args, kwargs) -> output``, in place of ``call(*args, **kwargs)``."""
 
@@ -231,7 +233,9 @@ def _follow(
     """
     for step in program.eqns:
         read = [flows[var] for var in step.invars if _is_variable(var) and var in flows]
-        name = step.params["name"] if step.primitive.name == "name" else None
+        name = step.params.get("name")
+        if not str(name).startswith(("into call ", "from call ")):
+            name = None
         if name is not None:
             tags[name] = None
         if not read:
@@ -322,12 +326,12 @@ def described(value: Any) -> str:
 
 
 def _cannot_run(what: str, images: jax.ShapeDtypeStruct, error: Exception) -> str:
-    line = (str(error).strip() or repr(error)).splitlines()[0]
     shape = images.shape
     hint = ""
     if len(shape) == 4 and shape[1] in (1, 3) and shape[3] > 4:
         hint = "; it looks channels first, and Flax takes channels last: transpose(0, 2, 3, 1)"
     return (
-        f"the {what} cannot run on example {shape} {images.dtype}: {line}; expected images as it "
-        f"takes them (give call=, a function of the {what} and images, where it takes more){hint}"
+        f"the {what} cannot run on example {shape} {images.dtype}: {first_line(error)}; expected "
+        f"images as it takes them (give call=, a function of the {what} and images, where it takes "
+        f"more){hint}"
     )

@@ -29,7 +29,8 @@ def layers(
       call: how the model is run, as for `Backbone.from_nnx`.
 
     Raises:
-      TypeError: ``model`` is no module of Flax, ``example`` no batch of images.
+      TypeError: ``model`` is no module of Flax, ``example`` no batch of images, ``head`` no name;
+        ``variables`` are no mapping, or given with an nnx module.
       ValueError: the model cannot run on the example, or has no such head.
     """
     network, arrays = network_of(model, variables, call)

@@ -113,8 +113,15 @@ class LayerTable(Sequence[Layer]):
         )
 
 
-def layer_table(run: Run, head: str | None) -> LayerTable:
-    """The submodules of a network; ``head`` None: the last linear layer, if there is one."""
+def layer_table(run: Run, head: Any) -> LayerTable:
+    """The submodules of a network; ``head`` None: the last linear layer, if there is one.
+
+    Raises:
+      TypeError: ``head`` is no name.
+      ValueError: as `find_head`.
+    """
+    if head is not None and not isinstance(head, str):
+        raise TypeError(f"head is {head!r}; expected the path of a submodule")
     ends = _last_linear(run) if head is None else [find_head(run, head)]
     place = ends[-1] if ends else None
     return _table(run, place, _goal(run, place))

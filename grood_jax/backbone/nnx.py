@@ -134,7 +134,8 @@ class NnxNetwork:
         def hooked(model: nnx.Module) -> tuple[Any, Any]:
             places = {}
             for path, module in list(nnx.iter_modules(model)):
-                if path and (paths is None or _joined(path) in paths):
+                wanted = path and (paths is None or _joined(path) in paths)
+                if wanted and any("__call__" in vars(kind) for kind in type(module).__mro__):
                     places[id(module)] = _joined(path)
                     module.__class__ = _hooked(type(module))
 

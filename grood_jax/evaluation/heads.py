@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from grood_jax.backbone.backbone import Backbone, require_backbone
 from grood_jax.data import Batch
 from grood_jax.detectors import Detector
+from grood_jax.maths.gradients import LARGEST
 from grood_jax.maths.prototypes import class_prototypes, require_classes
 from grood_jax.passes.forward import TrainingBatches, extract_labelled
 from grood_jax.support import checks
@@ -41,7 +42,7 @@ def fit_head(
       images: labelled training images as the encoder takes them, (N, ...).
       labels: their classes, (N,) integers.
       head: which; by default the one that ``backbone`` was made with.
-      num_classes: C; by default, as many as the labels tell.
+      num_classes: C, from 2 to N; by default, as many as the labels tell.
       batch_size: images in each forward pass.
 
     Returns:
@@ -55,19 +56,28 @@ def fit_head(
     References:
       Mensink et al., Distance-based image classification, IEEE TPAMI 35 (2013), for nearest means.
     """
-    wanted = head or _lacking(backbone)
-    if not wanted:
+    lacking = _lacking(backbone)
+    wanted = lacking if head is None else head
+    if head is None and not wanted:
         raise ValueError(f"head is None, and the backbone asks for none; expected one of {HOW}")
     checks.choice("head", wanted, ("linear", "prototypes"))
-    checks.at_least("batch_size", batch_size, 1)
+    batch_size = checks.at_least("batch_size", batch_size, 1)
     pixels = np.asarray(checks.array_of("images", images))
     marks = np.asarray(checks.array_of("labels", labels))
+    if pixels.dtype != np.uint8 and not jnp.issubdtype(pixels.dtype, jnp.floating):
+        raise TypeError(
+            f"images has dtype {pixels.dtype}; expected floating-point numbers, or bytes"
+        )
     integers = np.issubdtype(marks.dtype, np.integer)
-    if not len(pixels) or marks.shape != (len(pixels),) or not integers:
+    if marks.ndim != 1 or pixels.shape[:1] != marks.shape or not len(marks) or not integers:
         raise ValueError(
             f"images has shape {pixels.shape}, labels has dtype {marks.dtype} and shape "
             f"{marks.shape}; expected images (N, ...) and a class for each, integers (N,)"
         )
+    checks.int32("labels", marks)
+    if num_classes is not None:
+        checks.at_least("num_classes", num_classes, 2, len(marks))
+    batch_size = min(batch_size, len(marks))
 
     def batches() -> Iterator[Batch]:
         for start in range(0, len(pixels), batch_size):
@@ -98,10 +108,15 @@ def completed(
     wanted = require_backbone(backbone).wanted_head
     if wanted is None:
         return backbone
-    needing = [name for name, detector in detectors if detector.logits]
-    if not wanted and needing:
-        raise UserError(without_logits(needing[0]))
+    for name, detector in detectors:
+        if (reason := unmet(backbone, name, detector)) is not None:
+            raise UserError(reason)
     return _fitted(backbone, train(None), wanted or "prototypes", None)
+
+
+def unmet(backbone: Backbone, name: str, detector: Detector) -> str | None:
+    """Why a detector cannot have this network for want of logits; None where it can."""
+    return without_logits(name) if backbone.wanted_head == "" and detector.logits else None
 
 
 def without_logits(name: str) -> str:
@@ -124,9 +139,9 @@ def _fitted(
     _lacking(backbone)
     outputs, labels = extract_labelled(backbone, batches)
     made = jnp.asarray(outputs.features)
-    features = np.asarray(checks.finite("features of the training set", made))
+    features = np.asarray(checks.finite("features of the training set", made, LARGEST))
     count = int(labels.max()) + 1 if num_classes is None else num_classes
-    checks.at_least("num_classes", count, 2)
+    checks.at_least("num_classes of the labels", count, 2)
     marks = checks.labels("labels of the training set", labels, count)
     require_classes("sample", jnp.asarray(np.bincount(marks, minlength=count)), None, "")
     make = _linear if wanted == "linear" else _prototypes

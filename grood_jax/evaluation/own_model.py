@@ -19,9 +19,8 @@ from grood_jax.backbone import adapting
 from grood_jax.backbone.backbone import Backbone
 from grood_jax.backbone.naming import near
 from grood_jax.data import Preprocessing
-from grood_jax.data.tfds import first_line
 from grood_jax.storage.checkpoints import ModelSpec, fingerprint_of
-from grood_jax.support.errors import UserError
+from grood_jax.support.errors import UserError, first_line
 
 EXPECTED = (
     "expected a grood_jax.Backbone, a flax.nnx module, or a pair (flax.linen module, variables)"

@@ -44,6 +44,7 @@ from grood_jax.support import progress, provenance
 from grood_jax.support.errors import UserError, first_line
 
 T = TypeVar("T")
+Tried = TypeVar("Tried", bound=tuple[Detector, ...])
 
 Candidates = Mapping[str, tuple[Detector, ...]]
 """Detectors by the words that describe them: several where options are to be chosen."""
@@ -248,6 +249,27 @@ def open_inputs(
     memo = crew.agreed(_memo(config, loaded, data, say, read))
     read = replace(read, memo=memo)
     return Inputs(config, benchmark, data, loaded, directory, backbone, read, memo)
+
+
+def with_logits(
+    backbone: Backbone, candidates: Mapping[str, Tried], failures: Failures
+) -> dict[str, Tried]:
+    """The detectors that do without logits where an encoder has none; the others have failed.
+
+    Args:
+      backbone: the network.
+      candidates: the detectors by the words that describe them.
+      failures: takes the others, with their reason.
+
+    Raises:
+      UserError: no detector is left.
+    """
+    for word, tried in candidates.items():
+        for detector in tried:
+            if (reason := heads.unmet(backbone, word, detector)) is not None:
+                failures.reasons[word] = reason
+    failures.require_some_success(candidates)
+    return {word: own for word, own in candidates.items() if word not in failures.reasons}
 
 
 def with_head(inputs: Inputs, candidates: Candidates) -> Inputs:
@@ -593,6 +615,7 @@ def evaluate(
       UserError: what the data made impossible; no detector could be fitted or scored.
     """
     failures = Failures(inputs.config.limit)
+    candidates = with_logits(inputs.backbone, candidates, failures)
     inputs = explained(inputs.config.limit, lambda: with_head(inputs, candidates))
     fitter = explained(inputs.config.limit, lambda: pass_training_set(inputs, candidates))
     chosen = choose_options(inputs, fitter, candidates, failures, say)

@@ -60,7 +60,7 @@ class Setting:
         """
         benchmarks.check_name(self.dataset)
         checks.seed("seed", self.seed)
-        if self.model is not None and ":" in self.model:
+        if isinstance(self.model, str) and ":" in self.model:
             checks.function("model", self.model)
         elif self.model is not None:
             checks.choice("model", self.model, models.names())

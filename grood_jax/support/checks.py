@@ -191,8 +191,13 @@ def choice(name: str, value: Any, options: Sequence[str]) -> str:
 
 
 def function(name: str, value: str | None) -> str | None:
-    """Returns ``value``; raises ValueError unless it names a function, or is None."""
-    if value is not None and not all(value.rpartition(":")[::2]):
+    """Returns ``value``; raises unless it names a function, or is None.
+
+    Raises:
+      ValueError: it does not.
+    """
+    named = isinstance(value, str) and all(value.rpartition(":")[::2])
+    if value is not None and not named:
         raise ValueError(
             f"{name} is {value!r}; expected package.module:function or path/to/file.py:function"
         )
