@@ -85,6 +85,7 @@ INNER = {
     "deploying.serving.bodies": "a part of the server; test_app.py",
     "deploying.serving.images": "a part of the server; test_app.py",
     "evaluation.comparing": "steps of `grood compare`; test_comparing.py",
+    "evaluation.datasets": "takes no argument but the package's own folder; test_datasets.py",
     "evaluation.evaluated": "of what `evaluate` gives; test_evaluating.py",
     "evaluation.evaluating.chosen": "a step of `evaluate`; test_evaluating.py",
     "evaluation.evaluating.grouped": "a step of `evaluate`; test_evaluating.py",
