@@ -49,6 +49,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "optax": ("training",),
     "orbax": ("storage",),
     "prometheus_client": ("deploying.serving",),
+    "python_multipart": ("deploying.serving",),
     "requests": ("data.download",),
     "scipy": ("data.builtin", "maths.intervals"),
     "sklearn": ("maths.metrics", "data.builtin", "evaluation.heads", "evaluation.report"),

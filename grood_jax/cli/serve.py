@@ -25,7 +25,7 @@ DESCRIPTION = """Serves a classifier over HTTP: POST an image or an array to /pr
 image on the page at /. SIGTERM and SIGINT stop it when all that was accepted is answered. The
 directory is one of python -m grood_jax.fit."""
 
-PACKAGES = ("starlette", "uvicorn", "prometheus_client")
+PACKAGES = ("starlette", "uvicorn", "prometheus_client", "python_multipart")
 
 
 @dataclass(frozen=True)

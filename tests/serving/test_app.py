@@ -102,6 +102,31 @@ def test_several(client, even, noisy, count):
         assert [one["is_ood"] for one in found] == [False, True, False][:count]
 
 
+def test_a_form_of_files(client, even, noisy):
+    files = [("a", ("a.png", encode(even), "image/png")), ("b", ("b", encode(noisy, "BMP")))]
+    answers = client.ask("POST", "/predict", files=files).json()["predictions"]
+    alone = [client.predict(encode(image)).json() for image in (even, noisy)]
+    assert answers == alone
+    (one,) = client.ask("POST", "/predict", files=files[:1]).json()["predictions"]
+    assert one == alone[0]
+
+
+def test_forms_that_are_refused(client, even):
+    def ask(**more):
+        return client.ask("POST", "/predict", **more)
+
+    image = ("a.png", encode(even))
+    assert "Too many files" in refused(ask(files=[("a", image)] * 5), 400)
+    assert "'size' in the form" in refused(ask(files=[("a", image)], data={"size": "8"}), 422)
+    assert "file 2: " in refused(ask(files=[("a", image), ("b", ("b.png", b"none"))]), 400)
+    form = "multipart/form-data; boundary=x"
+    assert "holds no file" in refused(client.predict(b"--x--\r\n", form), 422)
+    # Cut short.
+    assert "holds no file" in refused(client.predict(b"--x\r\nbad", form), 422)
+    assert "no form" in refused(client.predict(b"", "multipart/form-data"), 400)
+    assert "no form" in refused(client.predict(b"\0" * 99, form), 400)
+
+
 def test_nearest_classes(client, even):
     found = client.predict(npy(even), NPY, "?nearest=4").json()
     assert [one["class"] for one in found["nearest"]] == [6, 6, 6, 7]
@@ -121,9 +146,7 @@ def test_nearest_is_bounded(client, even, given):
     assert "expected 0 to 10" in refused(answer, 400)
 
 
-@pytest.mark.parametrize(
-    "kind", ["", "text/plain", "image/tiff", "multipart/form-data; boundary=x"]
-)
+@pytest.mark.parametrize("kind", ["", "text/plain", "image/tiff", "multipart/mixed; boundary=x"])
 def test_unknown_types(client, even, kind):
     assert "image/png" in refused(client.predict(encode(even), kind), 415)
 

@@ -5,6 +5,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -84,16 +85,20 @@ class _Service:
 
     async def predict(self, request: Request) -> Response:
         nearest = self._nearest(request)
-        kind = images.media_type(request.headers.get("content-type", ""))
+        header = request.headers.get("content-type", "")
+        kind = images.media_type(header)
         async with contextlib.AsyncExitStack() as stack:
             body = await stack.enter_async_context(self._bodies.hold(request))
             try:
                 async with asyncio.timeout(self._limits.timeout):
                     loop = asyncio.get_running_loop()
                     wanted = self._model.preprocessing
-                    pixels = await loop.run_in_executor(
-                        self._readers, images.read, kind, body, wanted, self._limits
-                    )
+                    if kind == images.FORM_TYPE:
+                        files = await images.files_of(header, body, self._limits)
+                        read = partial(images.read_all, files)
+                    else:
+                        read = partial(images.read, kind, body)
+                    pixels = await loop.run_in_executor(self._readers, read, wanted, self._limits)
                     several = pixels.ndim == 4
                     batch = pixels if several else pixels[None]
                     answer = await self.batcher.submit(batch, more=nearest > 0)

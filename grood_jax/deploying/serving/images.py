@@ -2,12 +2,15 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from python_multipart.exceptions import FormParserError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from grood_jax.data import Preprocessing
 from grood_jax.data.pictures import FORMATS, ImageTooLarge
@@ -19,6 +22,7 @@ IMAGE_TYPES = (
     "application/octet-stream",
 )
 JSON_TYPE, NPY_TYPE = "application/json", "application/x-npy"
+FORM_TYPE = "multipart/form-data"
 
 
 def media_type(header: str) -> str:
@@ -28,13 +32,66 @@ def media_type(header: str) -> str:
       HTTPException: 415, it is none that is read here.
     """
     kind = header.partition(";")[0].strip().lower()
-    if kind not in (*IMAGE_TYPES, JSON_TYPE, NPY_TYPE):
+    if kind not in (*IMAGE_TYPES, JSON_TYPE, NPY_TYPE, FORM_TYPE):
         raise HTTPException(
             415,
-            f"Content-Type is {kind[:100]!r}; expected {', '.join(IMAGE_TYPES)}, {JSON_TYPE} or "
-            f"{NPY_TYPE}",
+            f"Content-Type is {kind[:100]!r}; expected {', '.join(IMAGE_TYPES)}, {JSON_TYPE}, "
+            f"{NPY_TYPE} or {FORM_TYPE}",
         )
     return kind
+
+
+async def files_of(header: str, body: bytes, limits: Limits) -> list[bytes]:
+    """The image files of a form, as a browser or ``curl -F`` sends it.
+
+    Args:
+      header: the Content-Type of the request, with its boundary.
+      body: of the request.
+      limits: how many images there may be.
+
+    Raises:
+      HTTPException: 400 for what is no form, or holds too many files; 422 where there is none, or a
+        field that is no file.
+    """
+
+    async def whole() -> AsyncIterator[bytes]:
+        yield body
+
+    parser = MultiPartParser(
+        Headers({"content-type": header}), whole(), max_files=limits.max_batch, max_fields=1
+    )
+    try:
+        form = await parser.parse()
+    except (MultiPartException, FormParserError) as error:
+        raise HTTPException(400, f"the body is no form that is read here: {error}"[:200]) from error
+    files = []
+    try:
+        for name, part in form.multi_items():
+            if isinstance(part, str):
+                raise HTTPException(422, f"{name!r} in the form is no file; expected images"[:200])
+            files.append(await part.read())
+    finally:
+        await form.close()
+    if not files:
+        raise HTTPException(422, "the form holds no file; expected images")
+    return files
+
+
+def read_all(
+    bodies: Sequence[bytes], preprocessing: Preprocessing, limits: Limits
+) -> UInt8[np.ndarray, "b h w c"]:
+    """Reads image files, (B, H, W, C).
+
+    Raises:
+      HTTPException: as `read`, with the number of the file.
+    """
+    pixels = []
+    for number, body in enumerate(bodies, start=1):
+        try:
+            pixels.append(_from_file(body, preprocessing, limits))
+        except HTTPException as error:
+            raise HTTPException(error.status_code, f"file {number}: {error.detail}") from error
+    return np.stack(pixels)
 
 
 def read(
