@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ async def files_of(header: str, body: bytes, limits: Limits) -> list[bytes]:
         field that is no file.
     """
 
-    async def whole() -> AsyncIterator[bytes]:
+    async def whole() -> AsyncGenerator[bytes]:
         yield body
 
     parser = MultiPartParser(
