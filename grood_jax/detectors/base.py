@@ -72,7 +72,7 @@ class Training:
         `Detector.fit_needs` asks for.
       labels: their classes, (N,) int32.
       ood: outputs of samples that stand for "not in distribution", if the detector asks for
-        them by `Detector.ood`.
+        them by `Detector.ood`; where it asks for several kinds, one for each.
       mixed: features of mixed copies of the R rows that `Detector.rows` names, (R, K, D), if the
         detector has such.
       head: the class head's weights (D, C) and bias (C,), if the detector asks for them by
@@ -84,7 +84,7 @@ class Training:
 
     outputs: Outputs
     labels: Int[Array, " n"]
-    ood: Outputs | None = None
+    ood: Outputs | tuple[Outputs, ...] | None = None
     mixed: Float[Array, "r k d"] | None = None
     head: tuple[Float[Array, "d c"], Float[Array, " c"]] | None = None
     id_validation: tuple[Outputs, Int[Array, " v"]] | None = None
@@ -106,7 +106,8 @@ class Detector:
       score: ``(state, Outputs) -> (B,)`` float32, higher for more OOD; may be jitted if
         ``compiled``. Raises ValueError where ``needs`` is not there.
       options: the options it was made with.
-      ood: what stands for "not in distribution" at fitting, if it needs that.
+      ood: what stands for "not in distribution" at fitting, if it needs that; several kinds in a
+        tuple.
       needs: what it needs of each sample at scoring beside features and logits.
       fit_needs: what it needs of each training sample; no mixed copies.
       rows: ``(Training, key) -> row indices`` whose mixed copies it needs at fitting, mixed as
@@ -125,7 +126,7 @@ class Detector:
     fit: Callable[[Training, Array], Any]
     score: Callable[[Any, Outputs], Float[Array, " b"]]
     options: Mapping[str, Any] = field(default_factory=dict)
-    ood: OODSource | None = None
+    ood: OODSource | tuple[OODSource, ...] | None = None
     needs: tuple[Need, ...] = ()
     fit_needs: tuple[Need, ...] = ()
     rows: Callable[[Training, Array], Int[Array, " r"]] | None = None
@@ -135,6 +136,13 @@ class Detector:
     fit_key: Hashable = None
     compiled: bool = True
     logits: bool = True
+
+    @property
+    def ood_sources(self) -> tuple[OODSource, ...]:
+        """All kinds of samples that stand for "not in distribution", in the order of `ood`."""
+        if self.ood is None:
+            return ()
+        return self.ood if isinstance(self.ood, tuple) else (self.ood,)
 
     def __post_init__(self) -> None:
         """Puts the checks around the functions.
@@ -206,10 +214,14 @@ def _single(arrays: Tree) -> Tree:
 def _checked_training(training: Training) -> Training:
     """Training data in float32, finite, and with labels that are classes."""
     training = _single(training)
-    for part, outputs in (("outputs", training.outputs), ("ood", training.ood)):
-        if outputs is not None:
-            _require_finite(f"training.{part}.features", outputs.features)
-            _require_finite(f"training.{part}.logits", outputs.logits)
+    named = {"outputs": training.outputs}
+    if isinstance(training.ood, tuple):
+        named |= {f"ood[{place}]": each for place, each in enumerate(training.ood)}
+    elif training.ood is not None:
+        named["ood"] = training.ood
+    for part, outputs in named.items():
+        _require_finite(f"training.{part}.features", outputs.features)
+        _require_finite(f"training.{part}.logits", outputs.logits)
     if training.mixed is not None:
         _require_finite("training.mixed", training.mixed)
     count, classes = training.outputs.logits.shape

@@ -126,7 +126,7 @@ class Fitter:
         training = Training(
             self.seen.outputs,
             self.seen.labels,
-            None if detector.ood is None else self.ood[detector.ood],
+            self._stand_ins(detector),
             mixed,
             self.head if detector.head else None,
             self.id_validation if detector.id_validation else None,
@@ -137,6 +137,11 @@ class Fitter:
         if shared is not None:
             self.fits[shared] = fitted
         return fitted
+
+    def _stand_ins(self, detector: Detector) -> Outputs | tuple[Outputs, ...] | None:
+        """What stands for "not in distribution", in the form in which the detector asks for it."""
+        found = tuple(self.ood[source] for source in detector.ood_sources)
+        return found if isinstance(detector.ood, tuple) else next(iter(found), None)
 
 
 def prepare(
@@ -172,7 +177,7 @@ def prepare(
         raise UserError(f"{backbone} has no head yet; fit one with grood_jax.fit_head")
     sample_key, noise_key, fit_key = jax.random.split(checks.key("key", key), 3)
     detectors = tuple(detectors)
-    sources = {d.ood for _, d in detectors if d.ood is not None}
+    sources = {source for _, detector in detectors for source in detector.ood_sources}
     _require_sources(sources, noise, validation)
     head = _class_head(backbone, [name for name, detector in detectors if detector.head])
     named = {
