@@ -72,7 +72,8 @@ class Training:
         `Detector.fit_needs` asks for.
       labels: their classes, (N,) int32.
       ood: outputs of samples that stand for "not in distribution", if the detector asks for
-        them by `Detector.ood`; where it asks for several kinds, one for each.
+        them by `Detector.ood`; where it asks for several kinds, one for each, which may be None
+        for a detector that makes do without.
       mixed: features of mixed copies of the R rows that `Detector.rows` names, (R, K, D), if the
         detector has such.
       head: the class head's weights (D, C) and bias (C,), if the detector asks for them by
@@ -84,10 +85,15 @@ class Training:
 
     outputs: Outputs
     labels: Int[Array, " n"]
-    ood: Outputs | tuple[Outputs, ...] | None = None
+    ood: Outputs | tuple[Outputs | None, ...] | None = None
     mixed: Float[Array, "r k d"] | None = None
     head: tuple[Float[Array, "d c"], Float[Array, " c"]] | None = None
     id_validation: tuple[Outputs, Int[Array, " v"]] | None = None
+
+
+def _nothing_chosen(state: Any) -> str:
+    del state
+    return ""
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,9 @@ class Detector:
       fit_key: what ``fit`` depends on; detectors of one name and equal keys may share a fitted
         state. None: shared with no other.
       compiled: whether ``score`` may be jitted; not where it reads rows that lie on the host.
+      makes_do: whether ``fit`` does without the class head, or some of several kinds in ``ood``,
+        where there is none to be had; it is given None then.
+      explain: what a fitted state has chosen and why, as text; empty where nothing is chosen.
     """
 
     name: str
@@ -136,6 +145,8 @@ class Detector:
     fit_key: Hashable = None
     compiled: bool = True
     logits: bool = True
+    makes_do: bool = False
+    explain: Callable[[Any], str] = _nothing_chosen
 
     @property
     def ood_sources(self) -> tuple[OODSource, ...]:
@@ -216,7 +227,8 @@ def _checked_training(training: Training) -> Training:
     training = _single(training)
     named = {"outputs": training.outputs}
     if isinstance(training.ood, tuple):
-        named |= {f"ood[{place}]": each for place, each in enumerate(training.ood)}
+        several = enumerate(training.ood)
+        named |= {f"ood[{place}]": each for place, each in several if each is not None}
     elif training.ood is not None:
         named["ood"] = training.ood
     for part, outputs in named.items():

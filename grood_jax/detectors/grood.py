@@ -274,7 +274,7 @@ class _Grood:
         return GroodState(prototypes, center, build_bank(sample, dtype=self.bank_dtype))
 
     def _centers(
-        self, prototypes: Float[Array, "c d"], ood: Outputs | tuple[Outputs, ...] | None
+        self, prototypes: Float[Array, "c d"], ood: Outputs | tuple[Outputs | None, ...] | None
     ) -> Float[Array, "*m d"]:
         """The OOD prototype of one source, (D,), or of each of several, (M, D)."""
         given = iter(ood if isinstance(ood, tuple) else (ood,))

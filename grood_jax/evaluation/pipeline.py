@@ -434,6 +434,8 @@ def score(
         "datasets": datasets,
         **{g: results.group_figures(datasets, g, inside, scores) for g in ("near", "far")},
     }
+    if explanation := detector.explain(state):
+        figures["explanation"] = explanation
     if chosen is not None:
         figures["search"] = chosen.record()
     return Scored(figures, scores)
