@@ -277,8 +277,8 @@ def unmet(
     """
     needs = dict.fromkeys((*detector.needs, *detector.fit_needs), name)
     try:
-        _require_sources([] if detector.ood is None else [detector.ood], noise, validation)
-        _class_head(backbone, [name] if detector.head else [])
+        _available_sources([(name, detector)], noise, validation)
+        _class_head(backbone, [(name, detector)])
         require_needs(backbone, needs, images)
     except UserError as error:
         return str(error)
