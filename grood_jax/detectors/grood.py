@@ -35,6 +35,14 @@ NOISE_IMAGES = 1000
 NOISE_GROUP = 100
 NOISE_KEPT = 10
 
+K_GRID = {"k": (1, 5, 10, 20, 50, 100)}
+SOURCE_GRID = {
+    "ood_prototype": (
+        *("mixup", "noise", "prototype-mean"),
+        ("mixup", "noise", "prototype-mean"),
+    )
+}
+
 OF_BANK = {"k": 1, "sampling_ratio": 1.0, "bank_dtype": "float32"}
 """Options that are about the bank, with their defaults."""
 
@@ -159,7 +167,7 @@ def grood(
         ood=asked if len(asked) > 1 else next(iter(asked), None),
         needs=() if mix is None else (mix,),
         rows=None if mix is None or score == "norm" else own.rows,
-        grid={"k": (1, 5, 10, 20, 50)} if score == "distance" else {},
+        grid={} if score == "norm" else K_GRID if farthest_fifth else SOURCE_GRID | K_GRID,
         compiled=bank_dtype == "float32",
         logits=False,
     )

@@ -165,7 +165,9 @@ def test_the_norm_of_interpolated_gradients_needs_no_bank(key):
     options = {"ood_prototype": ("mixup", "prototype-mean"), "interpolate": True}
     detector = grood(**options, interpolate_classes=2, score="norm")
     (mix,) = detector.needs
-    assert detector.rows is None and detector.grid == {} and grood().grid
+    assert detector.rows is None and detector.grid == {}
+    assert set(grood().grid) == {"ood_prototype", "k"}
+    assert set(grood(farthest_fifth=True).grid) == {"k"}
     test = with_mixed(outputs(TESTS, 2)[0], mix, 4)
     data = training(ood_outputs())
     prototypes = class_means(data.outputs.features, data.labels)
