@@ -35,8 +35,8 @@ NOISE_IMAGES = 1000
 NOISE_GROUP = 100
 NOISE_KEPT = 10
 
-K_GRID = {"k": (1, 5, 10, 20, 50, 100)}
-SOURCE_GRID = {
+K_GRID: dict[str, Sequence[Any]] = {"k": (1, 5, 10, 20, 50, 100)}
+SOURCE_GRID: dict[str, Sequence[Any]] = {
     "ood_prototype": (
         *("mixup", "noise", "prototype-mean"),
         ("mixup", "noise", "prototype-mean"),
