@@ -12,7 +12,7 @@ import tiny_network as tiny
 
 from grood_jax.deploying import exporting
 from grood_jax.deploying.ood_classifier import OODClassifier
-from grood_jax.detectors import combine, energy, gram, grood, msp, odin, relative_mahalanobis
+from grood_jax.detectors import auto, combine, energy, gram, grood, msp, odin, relative_mahalanobis
 from grood_jax.support.errors import UserError
 
 pytest.importorskip("flatbuffers", reason="pip install 'grood-jax[export]'")
@@ -74,6 +74,7 @@ def test_a_fresh_process_gives_the_same_answers(tmp_path):
         gram(powers=(1, 2)),
         odin(noise=0.01),
         combine([energy(), msp()]),
+        auto(),
     ],
     ids=lambda detector: detector.name,
 )

@@ -546,6 +546,25 @@ def test_a_missing_source_is_said_before_the_network_runs(key, source):
     assert counts.now() == Counts()
 
 
+def test_several_sources_are_given_in_their_order(key):
+    several = recorder(ood=(Noise(20), MixedTraining(0.5, 30)))
+    noise = lambda count, key: stream(image_set(count, 4))  # noqa: E731
+    state: Training = fit({"r": several}, key, noise=noise).detectors["r"].state
+    assert isinstance(state.ood, tuple)
+    assert [len(part.logits) for part in state.ood if part] == [20, 30]
+    with pytest.raises(UserError, match="ood_prototype 'noise' needs"):
+        fit({"r": several}, key)
+
+
+def test_a_detector_that_makes_do_is_given_what_there_is(key):
+    wanted = (Noise(20), MixedTraining(0.5, 30))
+    detector = recorder(ood=wanted, head=True, makes_do=True)
+    state: Training = fit({"r": detector}, key).detectors["r"].state
+    assert isinstance(state.ood, tuple) and state.ood[0] is None and state.ood[1] is not None
+    assert state.head is None
+    assert fitting.unmet(shared(), "r", detector, image_set(2, 3).images) is None
+
+
 # What is wrong with the training set.
 
 

@@ -81,6 +81,26 @@ def test_gradients_equal_those_of_the_authors_program(golden, part):
     np.testing.assert_allclose(found, closed_form(features, prototypes, ood), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("rows, classes, width, several", [(30, 5, 8, 3), (6, 1, 2, 1)])
+def test_gradients_with_respect_to_several_prototypes(rows, classes, width, several):
+    """``softmax(−d)_m · (h − p_m) / ‖h − p_m‖`` over C + M prototypes, in float64."""
+    features, prototypes, _ = problem(rows, classes, width)
+    ood = np.random.default_rng(1).normal(size=(several, width)).astype(np.float32)
+    ood[0] = features[2]
+    d = distances(features, np.concatenate([prototypes, ood]))
+    weights = (np.exp(-d) / np.exp(-d).sum(axis=1, keepdims=True))[:, classes:]
+    rest = features[:, None].astype(np.float64) - ood
+    lengths = np.where(d[:, classes:] > 0, d[:, classes:], 1.0)
+    found = gj.ood_gradients(features, prototypes, ood)
+    assert found.shape == (rows, several, width) and found.dtype == jnp.float32
+    np.testing.assert_array_equal(found[2, 0], np.zeros(width))
+    expected = weights[:, :, None] * rest / lengths[:, :, None]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    if several == 1:
+        alone = gj.ood_gradients(features, prototypes, ood[0])
+        np.testing.assert_allclose(found[:, 0], alone, rtol=0, atol=1e-7)
+
+
 def test_short_gradients_keep_their_relative_digits():
     features, prototypes, _ = problem(20, 5, 8)
     ood = np.full(8, 10.0, np.float32)
@@ -206,7 +226,22 @@ MATRIX, VECTOR = np.zeros((4, 3)), np.zeros(3)
         (np.zeros((4, 2)), MATRIX, VECTOR, ValueError, "features has shape (4, 2); expected (B, 3"),
         (MATRIX, VECTOR, VECTOR, ValueError, "class_prototypes has shape (3,); expected (C, D)"),
         (MATRIX, MATRIX[:0], VECTOR, ValueError, "class_prototypes has shape (0, 3); expected at"),
-        (MATRIX, MATRIX, MATRIX, ValueError, "ood_prototype has shape (4, 3); expected (3,)"),
+        (MATRIX, MATRIX, MATRIX[None], ValueError, "ood_prototype has shape (1, 4, 3); expected"),
+        (
+            MATRIX,
+            MATRIX,
+            MATRIX[:0],
+            ValueError,
+            "ood_prototype has shape (0, 3); expected (3,), o",
+        ),
+        (MATRIX, MATRIX, MATRIX[:, :2], ValueError, "ood_prototype has shape (4, 2); expected (3"),
+        (
+            MATRIX,
+            MATRIX,
+            np.array(0.0),
+            ValueError,
+            "ood_prototype has shape (); expected (3,), or (M, 3)",
+        ),
         (MATRIX, MATRIX, np.zeros(2), ValueError, "ood_prototype has shape (2,); expected (3,)"),
         (MATRIX + np.nan, MATRIX, VECTOR, ValueError, "features holds 12 values that are NaN"),
         (MATRIX, MATRIX + np.inf, VECTOR, ValueError, "class_prototypes holds 12 values that are"),

@@ -17,6 +17,7 @@ from grood_jax.deploying.ood_classifier import OODClassifier
 from grood_jax.detectors import (
     Detector,
     Training,
+    auto,
     combine,
     energy,
     gram,
@@ -251,6 +252,8 @@ DETECTORS = {
     "moved images": odin(noise=0.01),
     "middle layers": gram(powers=(1, 2)),
     "combination": combine([energy(), msp()], how="fisher", held_out=0.3),
+    "recipe": auto(),
+    "no bank": grood(ood_prototype=("mixup", "prototype-mean"), score="norm"),
 }
 
 

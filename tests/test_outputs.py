@@ -50,6 +50,12 @@ def test_figures_are_those_of_images():
     assert found.failed == {} == found.left_out
 
 
+def test_auto_makes_do_without_images_and_says_what_it_chose():
+    found = gj.evaluate_outputs(**GIVEN, detectors=("auto", "msp"))
+    rows = found.results["detectors"]
+    assert "calibrated by" in rows["auto"]["explanation"] and "explanation" not in rows["msp"]
+
+
 def test_what_needs_images_is_left_out_by_default(monkeypatch):
     monkeypatch.setattr(gj.detectors, "names", lambda: KNOWN)
     # In place of GROOD with the mean of the prototypes, whose search takes long to compile.

@@ -259,3 +259,16 @@ def test_the_search_by_lists_finds_all_with_all_probes():
     distances = np.linalg.norm(queries[:, None] - rows, axis=2)
     assert (places(queries, 10) == distances.argmin(axis=1)).all()
     assert (places(queries, 1) == distances.argmin(axis=1)).mean() < 1
+
+
+def test_the_place_of_auto_among_others():
+    compared = script("studies/auto.py").compared
+
+    def rows(**means):
+        return {name: {"near": {"auroc": mean}, "far": {}} for name, mean in means.items()}
+
+    found = compared(rows(msp=0.7, auto=0.75, knn=0.875), "near")
+    assert (found["place"], found["of"], found["best of the others"]) == (2, 3, "knn")
+    assert found["ahead of it by"] == -0.125 and list(found["auroc"]) == ["knn", "auto", "msp"]
+    assert compared(rows(msp=0.7, auto=0.75), "near")["ahead of it by"] == pytest.approx(0.05)
+    assert compared(rows(auto=0.5), "far") is None

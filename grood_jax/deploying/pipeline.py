@@ -106,7 +106,7 @@ def open_sets(config: FitConfig, detector: Detector) -> tuple[Benchmark, OpenBen
         data_dir=config.data_dir,
         source=config.source,
         download=config.download,
-        validation=isinstance(detector.ood, Validation),
+        validation=Validation() in detector.ood_sources,
         id_validation=detector.id_validation,
         ood=False,
         limit=config.limit,

@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from grood_jax.detectors.ash import ash
+from grood_jax.detectors.auto import AutoState, auto
 from grood_jax.detectors.base import (
     Detector,
     MixedTraining,
@@ -55,6 +56,7 @@ _factories: dict[str, Callable[..., Detector]] = {
         grood,
         msp,
         ash,
+        auto,
         dice,
         energy,
         entropy,
@@ -83,6 +85,7 @@ _factories: dict[str, Callable[..., Detector]] = {
 }
 
 __all__ = [
+    "AutoState",
     "Detector",
     "GroodState",
     "MixedTraining",
@@ -91,6 +94,7 @@ __all__ = [
     "Training",
     "Validation",
     "ash",
+    "auto",
     "combine",
     "create",
     "dice",

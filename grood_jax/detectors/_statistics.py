@@ -202,7 +202,9 @@ def warn_of_classes(
     return missing
 
 
-def fit_class_gaussians(name: str, training: Training) -> Gaussians:
+def fit_class_gaussians(
+    name: str, training: Training, *, normalize: bool = False, shrinkage: float = 0.0
+) -> Gaussians:
     """A Gaussian of each class by label, with the covariance that they share.
 
     Warns where there are fewer samples, less one of each class, than features.
@@ -210,23 +212,26 @@ def fit_class_gaussians(name: str, training: Training) -> Gaussians:
     Args:
       name: the detector, for messages.
       training: the training data.
+      normalize: divide features by their norms first, as `unit_rows`.
+      shrinkage: the share towards the mean eigenvalue, as `_gaussians`; with one, nothing is lost
+        where there are few samples, and there is no warning.
 
     Raises:
       ValueError: a class has no sample, or no class has samples that differ.
     """
-    features = training_features(training)
+    features = _gaussian_features(training, normalize)
     count, width = features.shape
     classes = training.outputs.logits.shape[1]
     means, counts = class_means(features, training.labels, classes)
     require_classes("sample", counts)
-    found = _gaussians(features, means, training.labels)
+    found = _gaussians(features, means, training.labels, shrinkage)
     if found is None:
         raise ValueError(
             f"training.outputs.features do not vary within a class ({count} samples of {classes} "
             f"classes); {name} expects at least two samples of a class that differ, and for a "
             f"covariance of full rank {width} more samples than classes"
         )
-    if count - classes < width:
+    if count - classes < width and shrinkage == 0:
         warnings.warn(
             f"{name} has {count} training samples of {classes} classes: the covariance of "
             f"{width} features has at most rank {count - classes}, and directions beyond these do "
@@ -236,30 +241,42 @@ def fit_class_gaussians(name: str, training: Training) -> Gaussians:
     return found
 
 
-def fit_background(training: Training) -> Gaussians:
-    """One Gaussian of all training features.
+def fit_background(
+    training: Training, *, normalize: bool = False, shrinkage: float = 0.0
+) -> Gaussians:
+    """One Gaussian of all training features; options as for `fit_class_gaussians`.
 
     Raises:
       ValueError: the features do not vary.
     """
-    features = training_features(training)
+    features = _gaussian_features(training, normalize)
     labels = np.zeros(len(features), np.int32)
-    found = _gaussians(features, class_means(features, labels, 1)[0], labels)
+    found = _gaussians(features, class_means(features, labels, 1)[0], labels, shrinkage)
     if found is None:
         raise ValueError("training.outputs.features do not vary; expected samples that differ")
     return found
+
+
+def _gaussian_features(training: Training, normalize: bool) -> Float[Array, "n d"]:
+    features = training_features(training)
+    return unit_rows(features) if normalize else features
 
 
 def _gaussians(
     features: Float[Array, "n d"],
     means: Float[np.ndarray, "c d"],
     labels: Int[Array | np.ndarray, " n"],
+    shrinkage: float,
 ) -> Gaussians | None:
-    """None where the covariance is what rounding the features to float32 leaves."""
+    """None where the covariance is what rounding the features to float32 leaves.
+
+    With a shrinkage s it becomes ``(1 − s) Σ + s (tr Σ / D) I``.
+    """
     values, vectors = np.linalg.eigh(second_moment(features, means, labels))
     rounded = EPSILON**2 * np.square(means).sum(axis=1).max()
     if values[-1] <= max(rounded, TINY**2):
         return None
+    values = (1 - shrinkage) * values + shrinkage * values.mean()
     # As scikit-learn's precision of a covariance, which OpenOOD takes.
     least = len(values) * EPSILON_OF_MOMENTS * values[-1]
     kept = values > max(least, TINY**2)

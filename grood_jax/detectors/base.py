@@ -72,7 +72,8 @@ class Training:
         `Detector.fit_needs` asks for.
       labels: their classes, (N,) int32.
       ood: outputs of samples that stand for "not in distribution", if the detector asks for
-        them by `Detector.ood`.
+        them by `Detector.ood`; where it asks for several kinds, one for each, which may be None
+        for a detector that makes do without.
       mixed: features of mixed copies of the R rows that `Detector.rows` names, (R, K, D), if the
         detector has such.
       head: the class head's weights (D, C) and bias (C,), if the detector asks for them by
@@ -84,10 +85,15 @@ class Training:
 
     outputs: Outputs
     labels: Int[Array, " n"]
-    ood: Outputs | None = None
+    ood: Outputs | tuple[Outputs | None, ...] | None = None
     mixed: Float[Array, "r k d"] | None = None
     head: tuple[Float[Array, "d c"], Float[Array, " c"]] | None = None
     id_validation: tuple[Outputs, Int[Array, " v"]] | None = None
+
+
+def _nothing_chosen(state: Any) -> str:
+    del state
+    return ""
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,8 @@ class Detector:
       score: ``(state, Outputs) -> (B,)`` float32, higher for more OOD; may be jitted if
         ``compiled``. Raises ValueError where ``needs`` is not there.
       options: the options it was made with.
-      ood: what stands for "not in distribution" at fitting, if it needs that.
+      ood: what stands for "not in distribution" at fitting, if it needs that; several kinds in a
+        tuple.
       needs: what it needs of each sample at scoring beside features and logits.
       fit_needs: what it needs of each training sample; no mixed copies.
       rows: ``(Training, key) -> row indices`` whose mixed copies it needs at fitting, mixed as
@@ -119,13 +126,16 @@ class Detector:
       fit_key: what ``fit`` depends on; detectors of one name and equal keys may share a fitted
         state. None: shared with no other.
       compiled: whether ``score`` may be jitted; not where it reads rows that lie on the host.
+      makes_do: whether ``fit`` does without the class head, or some of several kinds in ``ood``,
+        where there is none to be had; it is given None then.
+      explain: what a fitted state has chosen and why, as text; empty where nothing is chosen.
     """
 
     name: str
     fit: Callable[[Training, Array], Any]
     score: Callable[[Any, Outputs], Float[Array, " b"]]
     options: Mapping[str, Any] = field(default_factory=dict)
-    ood: OODSource | None = None
+    ood: OODSource | tuple[OODSource, ...] | None = None
     needs: tuple[Need, ...] = ()
     fit_needs: tuple[Need, ...] = ()
     rows: Callable[[Training, Array], Int[Array, " r"]] | None = None
@@ -135,6 +145,15 @@ class Detector:
     fit_key: Hashable = None
     compiled: bool = True
     logits: bool = True
+    makes_do: bool = False
+    explain: Callable[[Any], str] = _nothing_chosen
+
+    @property
+    def ood_sources(self) -> tuple[OODSource, ...]:
+        """All kinds of samples that stand for "not in distribution", in the order of `ood`."""
+        if self.ood is None:
+            return ()
+        return self.ood if isinstance(self.ood, tuple) else (self.ood,)
 
     def __post_init__(self) -> None:
         """Puts the checks around the functions.
@@ -206,10 +225,15 @@ def _single(arrays: Tree) -> Tree:
 def _checked_training(training: Training) -> Training:
     """Training data in float32, finite, and with labels that are classes."""
     training = _single(training)
-    for part, outputs in (("outputs", training.outputs), ("ood", training.ood)):
-        if outputs is not None:
-            _require_finite(f"training.{part}.features", outputs.features)
-            _require_finite(f"training.{part}.logits", outputs.logits)
+    named = {"outputs": training.outputs}
+    if isinstance(training.ood, tuple):
+        several = enumerate(training.ood)
+        named |= {f"ood[{place}]": each for place, each in several if each is not None}
+    elif training.ood is not None:
+        named["ood"] = training.ood
+    for part, outputs in named.items():
+        _require_finite(f"training.{part}.features", outputs.features)
+        _require_finite(f"training.{part}.logits", outputs.logits)
     if training.mixed is not None:
         _require_finite("training.mixed", training.mixed)
     count, classes = training.outputs.logits.shape

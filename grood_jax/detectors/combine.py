@@ -99,22 +99,9 @@ def combine(members: Sequence[Detector], *, how: How = "mean", held_out: float =
         # The share is lowered where it would leave no sample to fit on.
         out = sampled_rows(split_key, count, min(held_out, (count - 1) / count))
         right = np.asarray(training.outputs.logits).argmax(axis=1) == np.asarray(training.labels)
-        out = _spared(out, np.asarray(training.labels), right)
+        out = spared(out, np.asarray(training.labels), right)
         kept = np.setdiff1d(np.arange(count), out)
-        fitted_on = _rows(training.outputs, kept, fit_needs)
-        apart = _rows(training.outputs, out, needs)
-        states, calibration = [], []
-        for member, scorer, own_key in zip(members, scorers, _keys(members, fit_key), strict=True):
-            own = Training(
-                fitted_on,
-                training.labels[kept],
-                None if member.ood is None else training.ood,
-                head=training.head if member.head else None,
-                id_validation=training.id_validation if member.id_validation else None,
-            )
-            states.append(member.fit(own, own_key))
-            calibration.append(_calibration(member.name, _scores(scorer, states[-1], apart)))
-        return CombineState(tuple(states), jnp.stack(calibration))
+        return fit_members(members, scorers, training, kept, out, fit_key)
 
     def score(state: CombineState, outputs: Outputs) -> Float[Array, " b"]:
         scores = [
@@ -141,6 +128,44 @@ def combine(members: Sequence[Detector], *, how: How = "mean", held_out: float =
         compiled=all(member.compiled for member in members),
         logits=any(member.logits for member in members),
     )
+
+
+def fit_members(
+    members: Sequence[Detector],
+    scorers: Sequence[Callable[[Any, Outputs], Array]],
+    training: Training,
+    kept: Int[np.ndarray, " k"],
+    out: Int[np.ndarray, " h"],
+    key: Array,
+) -> CombineState:
+    """Members fitted on some training samples, and their scores of others.
+
+    Args:
+      members: the detectors.
+      scorers: the ``score`` of each, compiled where it may be.
+      training: the training data.
+      kept: the rows that members are fitted on.
+      out: the rows that they score.
+      key: of which each member's own is made.
+
+    Raises:
+      ValueError: a member scores a sample NaN, or what its ``fit`` raises.
+    """
+    fitted_on = _rows(training.outputs, kept, {need for m in members for need in m.fit_needs})
+    apart = _rows(training.outputs, out, {need for m in members for need in m.needs})
+    labels = training.labels[kept]
+    states, calibration = [], []
+    for member, scorer, own_key in zip(members, scorers, _keys(members, key), strict=True):
+        own = Training(
+            fitted_on,
+            labels,
+            None if member.ood is None else training.ood,
+            head=training.head if member.head else None,
+            id_validation=training.id_validation if member.id_validation else None,
+        )
+        states.append(member.fit(own, own_key))
+        calibration.append(_calibration(member.name, _scores(scorer, states[-1], apart)))
+    return CombineState(tuple(states), jnp.stack(calibration))
 
 
 def _require_two(count: int) -> None:
@@ -181,7 +206,7 @@ def _checked(members: Sequence[Detector]) -> tuple[Detector, ...]:
             )
     if len(members) < 2:
         raise ValueError(f"members has length {len(members)}; expected at least two detectors")
-    sources: dict[OODSource, str] = {}
+    sources: dict[OODSource | tuple[OODSource, ...], str] = {}
     for member in members:
         if member.ood is not None:
             sources.setdefault(member.ood, member.name)
@@ -194,7 +219,7 @@ def _checked(members: Sequence[Detector]) -> tuple[Detector, ...]:
     return tuple(members)
 
 
-def _spared(
+def spared(
     out: Int[np.ndarray, " h"], labels: Int[np.ndarray, " n"], right: Bool[np.ndarray, " n"]
 ) -> Int[np.ndarray, " s"]:
     """Of samples drawn those that classes can spare; one at least."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from grood_jax.detectors.base import (
     Training,
     Validation,
 )
-from grood_jax.maths.gradients import distances_to, gradients
+from grood_jax.maths.gradients import distance, distances_to, gradients
 from grood_jax.maths.prototypes import class_prototypes, require_classes
 from grood_jax.neighbors.bank import Bank, ShardedBank
 from grood_jax.neighbors.building import DType, build_bank, sampled_rows
@@ -27,11 +27,24 @@ from grood_jax.neighbors.searching import search
 from grood_jax.support import checks
 
 OODPrototype = Literal["mixup", "noise", "raw-noise", "validation", "prototype-mean"]
+Score = Literal["distance", "norm"]
 
+SOURCES: tuple[OODPrototype, ...] = get_args(OODPrototype)
 ADVICE = " (pass present_classes to leave classes out, --present-classes data on the command line)"
 NOISE_IMAGES = 1000
 NOISE_GROUP = 100
 NOISE_KEPT = 10
+
+K_GRID: dict[str, Sequence[Any]] = {"k": (1, 5, 10, 20, 50, 100)}
+SOURCE_GRID: dict[str, Sequence[Any]] = {
+    "ood_prototype": (
+        *("mixup", "noise", "prototype-mean"),
+        ("mixup", "noise", "prototype-mean"),
+    )
+}
+
+OF_BANK = {"k": 1, "sampling_ratio": 1.0, "bank_dtype": "float32"}
+"""Options that are about the bank, with their defaults."""
 
 
 @jax.tree_util.register_dataclass
@@ -42,18 +55,20 @@ class GroodState:
     Attributes:
       class_prototypes: means of the training features by class, (C, D) float32, of the classes
         that are present.
-      ood_prototype: ``p_ood``, (D,) float32.
-      bank: gradients of correctly classified training samples, ready for searching.
+      ood_prototype: ``p_ood``, (D,) float32; (M, D) of M sources.
+      bank: gradients of correctly classified training samples, (R, D) or (R, M D), ready for
+        searching; None where the score is the norm.
     """
 
     class_prototypes: Float[Array, "c d"]
-    ood_prototype: Float[Array, " d"]
-    bank: Bank | ShardedBank
+    ood_prototype: Float[Array, "*m d"]
+    bank: Bank | ShardedBank | None
 
 
 def grood(
     *,
-    ood_prototype: OODPrototype = "mixup",
+    ood_prototype: OODPrototype | Sequence[OODPrototype] = "mixup",
+    score: Score = "distance",
     k: int = 1,
     mixup_weight: float = 0.5,
     mixup_samples: int = 10_000,
@@ -71,6 +86,10 @@ def grood(
     ``g = ∂/∂p_ood [−log softmax(−d)_ŷ]`` and the bank holds correctly classified training
     samples.
 
+    The paper has one OOD prototype. With M of them, the softmax is over C + M prototypes and ``g``
+    the gradient with respect to all M, of M D numbers: what one of them does not stand for another
+    may.
+
     Args:
       ood_prototype: where ``p_ood`` comes from. ``"mixup"``: mean features of training samples
         mixed at the cut with the early prototype of their second most likely class;
@@ -78,7 +97,10 @@ def grood(
         each hundred the ten whose logits have the lowest logsumexp; ``"raw-noise"``: the same of
         noise that enters the network in [0, 1] as it is, each hundred blurred alike, by a σ from
         0.2 to 5 pixels, as in OpenOOD's code; ``"validation"``: of held-out OOD images;
-        ``"prototype-mean"``: the mean of the class prototypes.
+        ``"prototype-mean"``: the mean of the class prototypes. Several of these, in a list, give as
+        many OOD prototypes.
+      score: ``"distance"`` to the bank, as above, or ``"norm"``: ``‖g(x)‖₂``, the share of the OOD
+        prototypes in the softmax, for which there is no bank.
       k: the score is the distance to the k-th nearest gradient.
       mixup_weight: λ on the sample for ``"mixup"``.
       mixup_samples: how many training samples are mixed for ``"mixup"``, drawn at random.
@@ -108,6 +130,7 @@ def grood(
     """
     options = {
         "ood_prototype": ood_prototype,
+        "score": score,
         "k": k,
         "mixup_weight": mixup_weight,
         "mixup_samples": mixup_samples,
@@ -119,9 +142,10 @@ def grood(
         "interpolate_weight": interpolate_weight,
         "present_classes": present_classes,
     }
-    _check_options(options)
+    chosen = _checked_sources(ood_prototype)
+    _check_options(options, chosen)
     present = _checked_classes(present_classes)
-    sources: dict[str, OODSource | None] = {
+    kinds: dict[str, OODSource | None] = {
         "mixup": MixedTraining(mixup_weight, mixup_samples, present),
         "noise": Noise(NOISE_IMAGES),
         "raw-noise": Noise(NOISE_IMAGES, raw=True),
@@ -129,27 +153,39 @@ def grood(
         "prototype-mean": None,
     }
     mix = Mix(interpolate_classes, interpolate_weight, present) if interpolate else None
-    own = _Grood(ood_prototype, k, farthest_fifth, sampling_ratio, bank_dtype, mix, present)
+    own = _Grood(chosen, score, k, farthest_fifth, sampling_ratio, bank_dtype, mix, present)
+    asked = tuple(kind for kind in map(kinds.get, chosen) if kind is not None)
     return Detector(
         "grood",
         own.fit,
         own.score,
-        options | {"present_classes": None if present_classes is None else list(present)},
-        ood=sources[ood_prototype],
+        options
+        | {
+            "ood_prototype": chosen if len(chosen) > 1 else chosen[0],
+            "present_classes": None if present_classes is None else list(present),
+        },
+        ood=asked if len(asked) > 1 else next(iter(asked), None),
         needs=() if mix is None else (mix,),
-        rows=None if mix is None else own.rows,
-        grid={"k": (1, 5, 10, 20, 50)},
+        rows=None if mix is None or score == "norm" else own.rows,
+        grid={} if score == "norm" else K_GRID if farthest_fifth else SOURCE_GRID | K_GRID,
         compiled=bank_dtype == "float32",
         logits=False,
     )
 
 
-def _check_options(options: Mapping[str, Any]) -> None:
-    checks.choice(
-        "ood_prototype",
-        options["ood_prototype"],
-        ("mixup", "noise", "raw-noise", "validation", "prototype-mean"),
-    )
+def _checked_sources(given: Any) -> tuple[OODPrototype, ...]:
+    """The sources of OOD prototypes, of which one may be given bare."""
+    several = (given,) if isinstance(given, str) or not isinstance(given, Sequence) else (*given,)
+    chosen: Any = tuple(checks.choice("ood_prototype", each, SOURCES) for each in several)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(
+            f"ood_prototype is {given!r}; expected some of {', '.join(SOURCES)}, each once"
+        )
+    return chosen
+
+
+def _check_options(options: Mapping[str, Any], sources: Sequence[str]) -> None:
+    checks.choice("score", options["score"], get_args(Score))
     for name in ("k", "mixup_samples", "interpolate_classes"):
         checks.at_least(name, options[name], 1)
     for name in ("mixup_weight", "interpolate_weight"):
@@ -158,11 +194,17 @@ def _check_options(options: Mapping[str, Any]) -> None:
     checks.choice("bank_dtype", options["bank_dtype"], ("float32", "bfloat16"))
     for name in ("farthest_fifth", "interpolate"):
         checks.flag(name, options[name])
-    if options["farthest_fifth"] and options["ood_prototype"] != "mixup":
+    if options["farthest_fifth"] and "mixup" not in sources:
         raise ValueError(
             f"farthest_fifth is True with ood_prototype {options['ood_prototype']!r}; expected "
             "'mixup'"
         )
+    for name, default in OF_BANK.items():
+        if options["score"] == "norm" and options[name] != default:
+            raise ValueError(
+                f"{name} is {options[name]!r} with score 'norm', for which there is no bank; "
+                f"expected {default!r}, or score 'distance'"
+            )
 
 
 def _checked_classes(present_classes: Sequence[int] | None) -> tuple[int, ...]:
@@ -182,7 +224,8 @@ def _checked_classes(present_classes: Sequence[int] | None) -> tuple[int, ...]:
 class _Grood:
     """The two functions of a GROOD with these options, and which rows its bank has."""
 
-    source: OODPrototype
+    sources: tuple[OODPrototype, ...]
+    by: Score
     k: int
     farthest_fifth: bool
     sampling_ratio: float
@@ -197,12 +240,7 @@ class _Grood:
         counts = np.bincount(np.asarray(labels)[correct], minlength=logits.shape[1])
         without = "the bank has no gradient of these"
         warn_of_classes("grood", counts, without, self.present or None)
-        available = len(self.present) or logits.shape[1]
-        if self.mix is not None and self.mix.classes >= available:
-            raise ValueError(
-                f"interpolate_classes is {self.mix.classes}; expected from 1 to {available - 1}, "
-                f"with {available} classes"
-            )
+        self._require_others(logits.shape[1])
         if self.present:
             correct = correct & np.isin(np.asarray(labels), self.present)
         chosen = np.flatnonzero(correct)
@@ -215,31 +253,59 @@ class _Grood:
             )
         return jnp.asarray(chosen)
 
+    def _require_others(self, num_classes: int) -> None:
+        """Raises ValueError where there are too few classes to mix with."""
+        available = len(self.present) or num_classes
+        if self.mix is not None and self.mix.classes >= available:
+            raise ValueError(
+                f"interpolate_classes is {self.mix.classes}; expected from 1 to {available - 1}, "
+                f"with {available} classes"
+            )
+
     def fit(self, training: Training, key: Array) -> GroodState:
-        """Prototypes and the bank."""
+        """Prototypes, and the bank where there is one."""
         features, logits = training.outputs.features, training.outputs.logits
         prototypes, counts = class_prototypes(features, training.labels, logits.shape[1])
         require_classes("sample", counts, self.present or None, ADVICE)
         if self.present:
             prototypes = prototypes[np.asarray(self.present)]
+        if self.by == "norm":
+            self._require_others(logits.shape[1])
+            return GroodState(prototypes, self._centers(prototypes, training.ood), None)
         chosen = self.rows(training, key)
-        center = _ood_prototype(prototypes, training.ood, self.source, self.farthest_fifth)
-        sample = gradients(features[chosen], prototypes, center)
+        center = self._centers(prototypes, training.ood)
+        sample = _flat_gradients(features[chosen], prototypes, center)
         if self.mix is not None:
             if training.mixed is None:
                 raise ValueError("training.mixed is None; expected mixed features (R, K, D)")
             sample = sample + _mixed_gradients(training.mixed, prototypes, center)
         return GroodState(prototypes, center, build_bank(sample, dtype=self.bank_dtype))
 
+    def _centers(
+        self, prototypes: Float[Array, "c d"], ood: Outputs | tuple[Outputs | None, ...] | None
+    ) -> Float[Array, "*m d"]:
+        """The OOD prototype of one source, (D,), or of each of several, (M, D)."""
+        given = iter(ood if isinstance(ood, tuple) else (ood,))
+        centers = [
+            prototypes.mean(axis=0)
+            if source == "prototype-mean"
+            else _ood_prototype(prototypes, next(given, None), source, self.farthest_fifth)
+            for source in self.sources
+        ]
+        return jnp.stack(centers) if len(centers) > 1 else centers[0]
+
     def score(self, state: GroodState, outputs: Outputs) -> Float[Array, " b"]:
-        """Distances to the k-th nearest gradient of the bank."""
-        return search(_compared(self.mix, state, outputs), state.bank, self.k)
+        """Distances to the k-th nearest gradient of the bank, or the gradients' norms."""
+        compared = _compared(self.mix, state, outputs)
+        if state.bank is None:
+            return jax.vmap(distance, (0, None))(compared, jnp.zeros(compared.shape[1]))
+        return search(compared, state.bank, self.k)
 
 
 def compared_gradients(
     detector: Detector, state: GroodState, outputs: Outputs
-) -> Float[Array, "b d"]:
-    """The gradients whose distances to those of the bank are a GROOD's scores.
+) -> Float[Array, "b g"]:
+    """The gradients whose distances to those of the bank, or whose norms, are a GROOD's scores.
 
     Args:
       detector: of `grood`.
@@ -247,15 +313,25 @@ def compared_gradients(
       outputs: features (B, D), and mixed copies where the detector needs them.
 
     Returns:
-      Gradients, (B, D) float32.
+      Gradients, (B, D) float32, or of M OOD prototypes (B, M D).
     """
     mix = next((need for need in detector.needs if isinstance(need, Mix)), None)
     return _compared(mix, state, outputs)
 
 
-def _compared(mix: Mix | None, state: GroodState, outputs: Outputs) -> Float[Array, "b d"]:
+def _flat_gradients(
+    features: Float[Array | np.ndarray, "b d"],
+    prototypes: Float[Array, "c d"],
+    ood_prototype: Float[Array, "*m d"],
+) -> Float[Array, "b g"]:
+    """A row for each sample, of D numbers for each OOD prototype."""
+    found = gradients(jnp.asarray(features), prototypes, ood_prototype)
+    return found.reshape(len(found), ood_prototype.size)
+
+
+def _compared(mix: Mix | None, state: GroodState, outputs: Outputs) -> Float[Array, "b g"]:
     features, prototypes, center = outputs.features, state.class_prototypes, state.ood_prototype
-    sample = gradients(features, prototypes, center)
+    sample = _flat_gradients(features, prototypes, center)
     if mix is None:
         return sample
     return sample + _mixed_gradients(jnp.asarray(outputs.extra[mix]), prototypes, center)
@@ -264,11 +340,11 @@ def _compared(mix: Mix | None, state: GroodState, outputs: Outputs) -> Float[Arr
 def _mixed_gradients(
     mixed: Float[Array, "b k d"],
     prototypes: Float[Array, "c d"],
-    ood_prototype: Float[Array, " d"],
-) -> Float[Array, "b d"]:
+    ood_prototype: Float[Array, "*m d"],
+) -> Float[Array, "b g"]:
     """The gradient of the mean loss of each sample's mixed copies."""
-    flat = gradients(mixed.reshape(-1, mixed.shape[-1]), prototypes, ood_prototype)
-    return flat.reshape(mixed.shape).mean(axis=1)
+    flat = _flat_gradients(mixed.reshape(-1, mixed.shape[-1]), prototypes, ood_prototype)
+    return flat.reshape(*mixed.shape[:2], ood_prototype.size).mean(axis=1)
 
 
 def _ood_prototype(
@@ -277,8 +353,6 @@ def _ood_prototype(
     source: OODPrototype,
     farthest_fifth: bool,
 ) -> Float[Array, " d"]:
-    if source == "prototype-mean":
-        return prototypes.mean(axis=0)
     if ood is None or len(ood.features) == 0:
         raise ValueError(f"training.ood is empty; expected outputs for ood_prototype {source!r}")
     features = checks.finite("training.ood.features", jnp.asarray(ood.features))

@@ -8,11 +8,13 @@ from grood_jax.detectors._statistics import (
     Gaussians,
     fit_class_gaussians,
     nearest_squared_distance,
+    unit_rows,
 )
 from grood_jax.detectors.base import Detector, Training
+from grood_jax.support import checks
 
 
-def mahalanobis() -> Detector:
+def mahalanobis(*, normalize: bool = False, shrinkage: float = 0.0) -> Detector:
     """Mahalanobis distance; the score is ``min_c (h − μ_c)ᵀ Σ⁺ (h − μ_c)``.
 
     ``μ_c`` are means of the penultimate features by label and ``Σ`` the covariance about them that
@@ -20,22 +22,41 @@ def mahalanobis() -> Detector:
     variance is below ``D ε`` times the largest, with float64's ε, do not count, as in scikit-learn
     and so in OpenOOD. The score itself is computed in float32. The paper's score is the negative of
     this, summed over several layers with weights learnt from OOD data, on perturbed images. OpenOOD
-    v1.5 has that as ``mds_ensemble``; this is its ``mds``.
+    v1.5 has that as ``mds_ensemble``; this is its ``mds``. With ``normalize`` it is Mahalanobis++,
+    which OpenOOD v1.5 does not have.
+
+    Args:
+      normalize: divide features by their norms first, as Mahalanobis++ does: distances then no
+        longer depend on how long features are, which differs between classes and with OOD data.
+      shrinkage: s, in [0, 1]: ``Σ`` becomes ``(1 − s) Σ + s (tr Σ / D) I``, whose small
+        eigenvalues are no longer those of too few samples; ``Σ⁺`` is then its inverse.
 
     Returns:
       The detector; its scores are (B,) float32, squared distances, higher for more OOD. Its
       ``fit`` raises ValueError where a class has no sample, or no class has samples that differ,
-      and warns where there are too few samples for a covariance of full rank.
+      and warns where there are too few samples for a covariance of full rank and no shrinkage.
+
+    Raises:
+      TypeError: an option of the wrong type.
+      ValueError: ``shrinkage`` outside [0, 1].
 
     References:
-      Lee, Lee, Lee and Shin, arXiv 1807.03888, section 2.1, equations 1 and 2.
+      Lee, Lee, Lee and Shin, arXiv 1807.03888, section 2.1, equations 1 and 2; ``normalize``:
+      Müller and Hein, Mahalanobis++, arXiv 2505.18032; ``shrinkage``: Ledoit and Wolf, A
+      well-conditioned estimator for large-dimensional covariance matrices, 2004, with s given.
     """
+    checks.flag("normalize", normalize)
+    shrinkage = checks.fraction("shrinkage", shrinkage)
 
     def fit(training: Training, key: Array) -> Gaussians:
         del key
-        return fit_class_gaussians("mahalanobis", training)
+        return fit_class_gaussians(
+            "mahalanobis", training, normalize=normalize, shrinkage=shrinkage
+        )
 
     def score(state: Gaussians, outputs: Outputs) -> Float[Array, " b"]:
-        return nearest_squared_distance(state, jnp.asarray(outputs.features))
+        features = jnp.asarray(outputs.features)
+        return nearest_squared_distance(state, unit_rows(features) if normalize else features)
 
-    return Detector("mahalanobis", fit, score, logits=False)
+    options = {"normalize": normalize, "shrinkage": shrinkage}
+    return Detector("mahalanobis", fit, score, options, logits=False)

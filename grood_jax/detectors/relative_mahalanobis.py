@@ -1,6 +1,7 @@
 """Relative Mahalanobis: class distance less that to all of the data (arXiv 2106.09022)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,10 @@ from grood_jax.detectors._statistics import (
     fit_background,
     fit_class_gaussians,
     nearest_squared_distance,
+    unit_rows,
 )
 from grood_jax.detectors.base import Detector, Training
+from grood_jax.support import checks
 
 
 @jax.tree_util.register_dataclass
@@ -30,30 +33,45 @@ class RelativeMahalanobisState:
     background: Gaussians
 
 
-def relative_mahalanobis() -> Detector:
+def relative_mahalanobis(*, normalize: bool = False, shrinkage: float = 0.0) -> Detector:
     """Relative Mahalanobis distance; the score is ``min_c d_c(h) − d_0(h)``.
 
     ``d_c`` is the squared Mahalanobis distance to class c, as in `mahalanobis`, and ``d_0`` that to
     one Gaussian of all training features, with its own mean and covariance. The paper and OpenOOD
     v1.5 (``rmds``) have the negative of this.
 
+    Args:
+      normalize: divide features by their norms first, as in `mahalanobis`.
+      shrinkage: of both covariances, each towards its own mean eigenvalue, as in `mahalanobis`.
+
     Returns:
       The detector; its scores are (B,) float32 of either sign, higher for more OOD. Its ``fit``
       raises ValueError and warns as that of `mahalanobis`.
 
+    Raises:
+      TypeError: an option of the wrong type.
+      ValueError: ``shrinkage`` outside [0, 1].
+
     References:
-      Ren, Fort, Liu, Roy, Padhy and Lakshminarayanan, arXiv 2106.09022, section 2.
+      Ren, Fort, Liu, Roy, Padhy and Lakshminarayanan, arXiv 2106.09022, section 2; ``normalize``:
+      Müller and Hein, Mahalanobis++, arXiv 2505.18032.
     """
+    checks.flag("normalize", normalize)
+    shrinkage = checks.fraction("shrinkage", shrinkage)
 
     def fit(training: Training, key: Array) -> RelativeMahalanobisState:
         del key
+        given: dict[str, Any] = {"normalize": normalize, "shrinkage": shrinkage}
         return RelativeMahalanobisState(
-            fit_class_gaussians("relative_mahalanobis", training), fit_background(training)
+            fit_class_gaussians("relative_mahalanobis", training, **given),
+            fit_background(training, **given),
         )
 
     def score(state: RelativeMahalanobisState, outputs: Outputs) -> Float[Array, " b"]:
         features = jnp.asarray(outputs.features)
+        features = unit_rows(features) if normalize else features
         own = nearest_squared_distance(state.classes, features)
         return own - nearest_squared_distance(state.background, features)
 
-    return Detector("relative_mahalanobis", fit, score, logits=False)
+    options = {"normalize": normalize, "shrinkage": shrinkage}
+    return Detector("relative_mahalanobis", fit, score, options, logits=False)

@@ -8,7 +8,7 @@ def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
     """Reads ``name`` or ``name:option=value,option=value``.
 
     Values are JSON (``5``, ``0.3``, ``true``, ``[0,1]`` or ``(0,1)``), or ``True``,
-    ``False``, ``None`` or words.
+    ``False``, ``None`` or words, or words in brackets (``[mixup,noise]``), which make a list.
 
     Args:
       text: the detector's name and options.
@@ -61,4 +61,13 @@ def _value(text: str) -> Any:
         return json.loads(text)
     # ValueError also for numbers of thousands of digits; RecursionError for [[[[…
     except (ValueError, RecursionError):
+        return _words(text)
+
+
+def _words(text: str) -> Any:
+    """A list of the words between brackets, or else the text."""
+    inner = text[1:-1]
+    if not (text.startswith("[") and text.endswith("]")) or set(inner) & set("[](){}\"'"):
         return text
+    words = [word.strip() for word in inner.split(",")]
+    return words if all(words) else text

@@ -126,7 +126,7 @@ class Fitter:
         training = Training(
             self.seen.outputs,
             self.seen.labels,
-            None if detector.ood is None else self.ood[detector.ood],
+            self._stand_ins(detector),
             mixed,
             self.head if detector.head else None,
             self.id_validation if detector.id_validation else None,
@@ -137,6 +137,11 @@ class Fitter:
         if shared is not None:
             self.fits[shared] = fitted
         return fitted
+
+    def _stand_ins(self, detector: Detector) -> Outputs | tuple[Outputs | None, ...] | None:
+        """What stands for "not in distribution", in the form in which the detector asks for it."""
+        found = tuple(self.ood.get(source) for source in detector.ood_sources)
+        return found if isinstance(detector.ood, tuple) else next(iter(found), None)
 
 
 def prepare(
@@ -172,9 +177,8 @@ def prepare(
         raise UserError(f"{backbone} has no head yet; fit one with grood_jax.fit_head")
     sample_key, noise_key, fit_key = jax.random.split(checks.key("key", key), 3)
     detectors = tuple(detectors)
-    sources = {d.ood for _, d in detectors if d.ood is not None}
-    _require_sources(sources, noise, validation)
-    head = _class_head(backbone, [name for name, detector in detectors if detector.head])
+    sources = _available_sources(detectors, noise, validation)
+    head = _class_head(backbone, detectors)
     named = {
         need: name
         for name, detector in reversed(detectors)
@@ -273,8 +277,8 @@ def unmet(
     """
     needs = dict.fromkeys((*detector.needs, *detector.fit_needs), name)
     try:
-        _require_sources([] if detector.ood is None else [detector.ood], noise, validation)
-        _class_head(backbone, [name] if detector.head else [])
+        _available_sources([(name, detector)], noise, validation)
+        _class_head(backbone, [(name, detector)])
         require_needs(backbone, needs, images)
     except UserError as error:
         return str(error)
@@ -294,20 +298,40 @@ def _raw_noise(count: int, key: Array, shape: tuple[int, ...]) -> Iterator[Batch
         yield Batch(part, np.full(len(part), -1, np.int32), np.ones(len(part), bool))
 
 
-def _require_sources(sources: Iterable[OODSource], noise: Any, validation: Any) -> None:
-    """Refuses sources of OOD images that are not given, before anything is computed."""
-    if validation is None and any(isinstance(source, Validation) for source in sources):
+def _available_sources(
+    detectors: Sequence[tuple[str, Detector]], noise: Any, validation: Any
+) -> set[OODSource]:
+    """What stands for OOD; refuses, before anything is computed, what is needed and not given."""
+    wanted = {(source, d.makes_do) for _, d in detectors for source in d.ood_sources}
+    lacking = [
+        source
+        for source, makes_do in wanted
+        if not makes_do and not _given(source, noise, validation)
+    ]
+    if any(isinstance(source, Validation) for source in lacking):
         raise UserError(
             "ood_prototype 'validation' needs held-out OOD images, and there are none; choose "
             "'mixup', 'noise' or 'prototype-mean', or give a validation set"
         )
-    if noise is None and any(isinstance(source, Noise) and not source.raw for source in sources):
+    if lacking:
         raise UserError("ood_prototype 'noise' needs noise images; give `noise`")
+    return {source for source, _ in wanted if _given(source, noise, validation)}
 
 
-def _class_head(backbone: Backbone, needing: Sequence[str]) -> tuple[Array, Array] | None:
-    """The class head's weights and bias, if detectors of these names need it."""
-    if not needing:
+def _given(source: OODSource, noise: Any, validation: Any) -> bool:
+    """Whether there is what a source of OOD images is made of."""
+    if isinstance(source, Validation):
+        return validation is not None
+    return not isinstance(source, Noise) or source.raw or noise is not None
+
+
+def _class_head(
+    backbone: Backbone, detectors: Sequence[tuple[str, Detector]]
+) -> tuple[Array, Array] | None:
+    """The class head's weights and bias, if detectors need it."""
+    wanting = [(name, detector) for name, detector in detectors if detector.head]
+    needing = [name for name, detector in wanting if not detector.makes_do]
+    if not wanting or (backbone.head is None and not needing):
         return None
     if backbone.head is None:
         raise UserError(

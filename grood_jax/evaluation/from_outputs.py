@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from grood_jax.backbone.outputs import Outputs
 from grood_jax.benchmarks.base import Group
 from grood_jax.data import ArraySet
-from grood_jax.detectors import Detector, MixedTraining, Noise, Training, Validation, require_head
+from grood_jax.detectors import Detector, MixedTraining, Noise, Training, require_head
 from grood_jax.evaluation import fitting, pipeline
 from grood_jax.evaluation.evaluated import Evaluated, collected
 from grood_jax.evaluation.evaluating import Detectors, chosen, grouped, of_present_classes
@@ -231,9 +231,11 @@ def _unmet(detector: Detector, no_head: str | None) -> str | None:
         asked = (*detector.needs, *detector.fit_needs)
         kinds = ", ".join(dict.fromkeys(type(need).__name__.lower() for need in asked))
         return f"it needs images ({kinds})"
-    if isinstance(detector.ood, MixedTraining | Noise):
+    if detector.makes_do:
+        return None
+    if any(isinstance(source, MixedTraining | Noise) for source in detector.ood_sources):
         return "it needs images (what stands for OOD is made of them)"
-    if isinstance(detector.ood, Validation):
+    if detector.ood_sources:
         return "it needs held-out OOD images"
     if detector.head and no_head is not None:
         return f"it needs the class head, which is not given; {no_head}"

@@ -192,7 +192,7 @@ def open_sets(
             source=config.source,
             skip_missing=config.skip_missing,
             download=config.download,
-            validation=any(isinstance(own.ood, Validation) for _, own in every(candidates)),
+            validation=Validation() in {s for _, own in every(candidates) for s in own.ood_sources},
             search=config.search,
             id_validation=any(own.id_validation for _, own in every(candidates)),
             full_spectrum=config.full_spectrum,
@@ -434,6 +434,8 @@ def score(
         "datasets": datasets,
         **{g: results.group_figures(datasets, g, inside, scores) for g in ("near", "far")},
     }
+    if explanation := detector.explain(state):
+        figures["explanation"] = explanation
     if chosen is not None:
         figures["search"] = chosen.record()
     return Scored(figures, scores)

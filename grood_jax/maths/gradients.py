@@ -30,15 +30,15 @@ def distance(x: Float[Array, " d"], y: Float[Array, " d"]) -> Float[Array, ""]:
 
 
 def prototype_loss(
-    ood_prototype: Float[Array, " d"],
+    ood_prototype: Float[Array, " d"] | Float[Array, "m d"],
     feature: Float[Array, " d"],
     class_distances: Float[Array, " c"],
     own: Float[Array, ""],
 ) -> Float[Array, ""]:
-    """The nearest-prototype loss ``−log softmax(−d)_ŷ`` of one sample over C + 1 prototypes.
+    """The nearest-prototype loss ``−log softmax(−d)_ŷ`` of one sample over C + M prototypes.
 
     Args:
-      ood_prototype: the prototype ``p_ood``, (D,).
+      ood_prototype: the prototype ``p_ood``, (D,), or M of them, (M, D).
       feature: the sample's features ``h``, (D,).
       class_distances: its distances to the C class prototypes, (C,). They do not depend on
         ``p_ood``; taken as given, they cost nothing in the gradient.
@@ -47,15 +47,16 @@ def prototype_loss(
     Returns:
       The loss, a scalar.
     """
-    ood_distance = distance(feature, ood_prototype)
-    return own + jax.nn.logsumexp(-jnp.append(class_distances, ood_distance))
+    to_one = distance if ood_prototype.ndim == 1 else jax.vmap(distance, (None, 0))
+    ood_distances = to_one(feature, ood_prototype)
+    return own + jax.nn.logsumexp(-jnp.append(class_distances, ood_distances))
 
 
 def _sample_gradient(
     feature: Float[Array, " d"],
     class_distances: Float[Array, " c"],
-    ood_prototype: Float[Array, " d"],
-) -> Float[Array, " d"]:
+    ood_prototype: Float[Array, "*m d"],
+) -> Float[Array, "*m d"]:
     # ∂L/∂p_ood is the same for every ŷ: d_ŷ enters the loss as a term of its own.
     return jax.grad(prototype_loss)(ood_prototype, feature, class_distances, class_distances[0])
 
@@ -90,8 +91,8 @@ def distances_to(
 def gradients(
     features: Float[Array, "b d"],
     class_prototypes: Float[Array, "c d"],
-    ood_prototype: Float[Array, " d"],
-) -> Float[Array, "b d"]:
+    ood_prototype: Float[Array, "*m d"],
+) -> Float[Array, "b *m d"]:
     """`ood_gradients` without its checks, for use inside compiled code."""
     class_distances = distances_to(features, class_prototypes)
     return jax.vmap(_sample_gradient, (0, 0, None))(features, class_distances, ood_prototype)
@@ -101,7 +102,7 @@ def ood_gradients(
     features: npt.ArrayLike,
     class_prototypes: npt.ArrayLike,
     ood_prototype: npt.ArrayLike,
-) -> Float[Array, "b d"]:
+) -> Float[Array, "b d"] | Float[Array, "b m d"]:
     """Per-sample gradients of the nearest-prototype loss with respect to the OOD prototype.
 
     ``g(x) = ∂/∂p_ood [−log softmax(−d)_ŷ]`` with ``d_j = ‖h − p_j‖₂`` over the C class
@@ -109,13 +110,16 @@ def ood_gradients(
     ``softmax(−d)_ood · (h − p_ood) / ‖h − p_ood‖``, whatever class ``ŷ`` is. Where a feature
     equals ``p_ood`` the gradient is 0.
 
+    Several OOD prototypes share one softmax, over C + M prototypes, and the gradient with respect
+    to the m-th of them is ``softmax(−d)_m · (h − p_m) / ‖h − p_m‖``.
+
     Args:
       features: penultimate features ``h``, (B, D).
       class_prototypes: class means ``p_c``, (C, D).
-      ood_prototype: ``p_ood``, (D,).
+      ood_prototype: ``p_ood``, (D,), or M of them, (M, D).
 
     Returns:
-      The gradients, (B, D) float32.
+      The gradients, (B, D) float32; (B, M, D) with respect to M OOD prototypes.
 
     Raises:
       TypeError: an argument does not hold real numbers.
@@ -140,7 +144,12 @@ def ood_gradients(
             "column"
         )
     points = checks.shaped("features", features, ("B", width))
-    ood = checks.shaped("ood_prototype", ood_prototype, (width,))
+    ood = checks.shaped("ood_prototype", ood_prototype, ("...",))
+    if ood.ndim not in (1, 2) or ood.shape[-1] != width or len(ood) == 0:
+        raise ValueError(
+            f"ood_prototype has shape {tuple(ood.shape)}; expected ({width},), or (M, {width}) "
+            "with at least one row"
+        )
     return gradients(
         checks.finite("features", points, LARGEST),
         checks.finite("class_prototypes", prototypes, LARGEST),

@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -85,11 +86,16 @@ def unit(rows):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def class_distances(training, x):
+def shrunk(covariance, share):
+    size = np.trace(covariance) / len(covariance)
+    return (1 - share) * covariance + share * size * np.eye(len(covariance))
+
+
+def class_distances(training, x, share=0.0):
     h, _ = wide(training.outputs)
     y = np.asarray(training.labels)
     means = np.stack([h[y == c].mean(axis=0) for c in range(CLASSES)])
-    precision = np.linalg.inv((h - means[y]).T @ (h - means[y]) / len(h))
+    precision = np.linalg.inv(shrunk((h - means[y]).T @ (h - means[y]) / len(h), share))
     rest = x[:, None] - means
     return np.einsum("bcd,de,bce->bc", rest, precision, rest)
 
@@ -99,16 +105,27 @@ def by_knn(training, x, z):
     return np.sort(distances, axis=1)[:, 4]
 
 
-def by_mahalanobis(training, x, z):
-    return class_distances(training, x).min(axis=1)
+def by_mahalanobis(training, x, z, share=0.0):
+    return class_distances(training, x, share).min(axis=1)
 
 
-def by_relative_mahalanobis(training, x, z):
+def by_relative_mahalanobis(training, x, z, share=0.0):
     h, _ = wide(training.outputs)
-    precision = np.linalg.inv(np.cov(h.T, bias=True))
+    precision = np.linalg.inv(shrunk(np.cov(h.T, bias=True), share))
     rest = x - h.mean(axis=0)
     background = np.einsum("bd,de,be->b", rest, precision, rest)
-    return (class_distances(training, x) - background[:, None]).min(axis=1)
+    return (class_distances(training, x, share) - background[:, None]).min(axis=1)
+
+
+def on_the_sphere(reference, share):
+    """A reference for normalised features and a shrunk covariance."""
+
+    def found(training, x, z):
+        h = unit(wide(training.outputs)[0])
+        outputs = gj.Outputs(h, training.outputs.logits)
+        return reference(replace(training, outputs=outputs), unit(x), z, share)
+
+    return found
 
 
 def residuals(training, x, dim):
@@ -171,6 +188,14 @@ MADE = {
     "knn": (knn(k=5), by_knn),
     "mahalanobis": (mahalanobis(), by_mahalanobis),
     "relative_mahalanobis": (relative_mahalanobis(), by_relative_mahalanobis),
+    "mahalanobis++": (
+        mahalanobis(normalize=True, shrinkage=0.1),
+        on_the_sphere(by_mahalanobis, 0.1),
+    ),
+    "relative_mahalanobis++": (
+        relative_mahalanobis(normalize=True, shrinkage=0.3),
+        on_the_sphere(by_relative_mahalanobis, 0.3),
+    ),
     "residual": (residual(), by_residual),
     "vim": (vim(dim=5), by_vim),
     "she": (she(), by_she),
@@ -230,10 +255,10 @@ def test_degenerate_features_give_finite_scores(name, kind):
             features = np.concatenate([features, 9 * np.asarray(weights).T])
             training = training_of(features, weights, bias)
     if "mahalanobis" in name and kind in ("zero", "constant"):
-        with pytest.raises(ValueError, match=f"do not vary within a class .*; {name} expects"):
+        with pytest.raises(ValueError, match="do not vary within a class .* expects at least"):
             DETECTORS[name].fit(training, jax.random.key(0))
         return
-    if "mahalanobis" in name and kind == "few samples":
+    if "mahalanobis" in name and "++" not in name and kind == "few samples":
         state = None
         with pytest.warns(UserWarning, match="12 features has at most rank 8"):
             state = DETECTORS[name].fit(training, jax.random.key(0))
@@ -286,6 +311,10 @@ def test_the_head_is_asked_for_where_it_is_needed(name):
         (knn, {"k": 0}, ValueError, "k is 0"),
         (knn, {"k": 2.0}, TypeError, "k is 2.0"),
         (knn, {"sampling_ratio": 0}, ValueError, "sampling_ratio is 0"),
+        (mahalanobis, {"shrinkage": 1.5}, ValueError, "shrinkage is 1.5"),
+        (mahalanobis, {"normalize": 1}, TypeError, "normalize is 1"),
+        (relative_mahalanobis, {"shrinkage": "no"}, TypeError, "shrinkage is 'no'"),
+        (relative_mahalanobis, {"normalize": None}, TypeError, "normalize is None"),
         (vim, {"dim": 0}, ValueError, "dim is 0"),
         (vim, {"dim": "512"}, TypeError, "dim is '512'"),
         (residual, {"dim": -1}, ValueError, "dim is -1"),
@@ -306,8 +335,8 @@ def test_bad_options_are_refused(factory, options, error, message, unchecked):
     ("factory", "options"),
     [
         (knn, {"k": 50, "sampling_ratio": 1.0}),
-        (mahalanobis, {}),
-        (relative_mahalanobis, {}),
+        (mahalanobis, {"normalize": False, "shrinkage": 0.0}),
+        (relative_mahalanobis, {"normalize": False, "shrinkage": 0.0}),
         (vim, {"dim": None}),
         (residual, {"dim": None}),
         (she, {"metric": "inner_product"}),

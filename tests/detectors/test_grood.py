@@ -1,6 +1,7 @@
 import itertools
 import json
 import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +115,83 @@ def test_prototype_mean_is_the_mean_of_the_class_prototypes(key):
     data = training()
     expected = class_means(data.outputs.features, data.labels).mean(axis=0)
     assert_state_and_scores(grood(ood_prototype="prototype-mean"), data, expected, key)
+
+
+def all_gradients(features, prototypes, ood):
+    """Of C + M prototypes in one softmax: rows of M D numbers."""
+    to_ood = distances(features, ood)
+    shares = (
+        np.exp(-to_ood)
+        / (np.exp(-distances(features, prototypes)).sum(axis=1) + np.exp(-to_ood).sum(axis=1))[
+            :, None
+        ]
+    )
+    rest = f64(features)[:, None] - f64(ood)
+    return (shares[:, :, None] * rest / to_ood[:, :, None]).reshape(len(rest), -1)
+
+
+@pytest.mark.parametrize("by", ["distance", "norm"])
+def test_several_prototypes_share_a_softmax(key, by):
+    sources = ("validation", "prototype-mean", "mixup")
+    detector = grood(ood_prototype=sources, score=by)
+    assert detector.ood == detector.ood_sources == (Validation(), MixedTraining(0.5, 10_000))
+    parts = outputs(OOD, 1, spread=4.0)[0], outputs(OOD, 3, spread=4.0)[0]
+    data, test = training(parts), outputs(TESTS, 2)[0]
+    prototypes = class_means(data.outputs.features, data.labels)
+    means = [f64(part.features).mean(axis=0) for part in parts]
+    ood = np.stack([means[0], prototypes.mean(axis=0), means[1]])
+    state = detector.fit(data, key)
+    np.testing.assert_allclose(state.ood_prototype, ood, rtol=1e-5, atol=1e-6)
+    queries = all_gradients(test.features, prototypes, ood)
+    if by == "norm":
+        assert state.bank is None and detector.rows is None
+        expected = np.linalg.norm(queries, axis=1)
+    else:
+        bank = all_gradients(data.outputs.features[correct(data)], prototypes, ood)
+        np.testing.assert_allclose(rows_of(state), bank, rtol=0, atol=1e-6)
+        expected = kth_nearest(queries, bank, 1)
+    np.testing.assert_allclose(detector.score(state, test), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_one_source_in_a_list_is_that_source(key):
+    listed, bare = grood(ood_prototype=["prototype-mean"]), grood(ood_prototype="prototype-mean")
+    assert listed.options == bare.options and listed.ood is None
+    mixed = grood(ood_prototype=("mixup", "prototype-mean"))
+    assert mixed.ood == MixedTraining(0.5, 10_000)
+    assert json.loads(json.dumps(mixed.options))["ood_prototype"] == ["mixup", "prototype-mean"]
+
+
+def test_the_norm_of_interpolated_gradients_needs_no_bank(key):
+    options = {"ood_prototype": ("mixup", "prototype-mean"), "interpolate": True}
+    detector = grood(**options, interpolate_classes=2, score="norm")
+    (mix,) = detector.needs
+    assert detector.rows is None and detector.grid == {}
+    assert set(grood().grid) == {"ood_prototype", "k"}
+    assert set(grood(farthest_fifth=True).grid) == {"k"}
+    test = with_mixed(outputs(TESTS, 2)[0], mix, 4)
+    data = training(ood_outputs())
+    prototypes = class_means(data.outputs.features, data.labels)
+    ood = np.stack([f64(data.ood.features).mean(axis=0), prototypes.mean(axis=0)])
+    parts = [test.features, test.extra[mix][:, 0], test.extra[mix][:, 1]]
+    own, first, second = (all_gradients(part, prototypes, ood) for part in parts)
+    expected = np.linalg.norm(own + (first + second) / 2, axis=1)
+    found = detector.score(detector.fit(data, key), test)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="interpolate_classes is 5; expected from 1 to 4"):
+        grood(**options, interpolate_classes=5, score="norm").fit(data, key)
+
+
+def test_a_short_norm_is_no_zero(key):
+    data = training()
+    detector = grood(ood_prototype="prototype-mean", score="norm")
+    state = detector.fit(data, key)
+    far = replace(state, ood_prototype=state.ood_prototype + 25.0)
+    test = outputs(TESTS, 2)[0]
+    expected = np.linalg.norm(
+        gradients(test.features, f64(state.class_prototypes), f64(far.ood_prototype)), axis=1
+    )
+    assert expected.max() < 1e-19
+    np.testing.assert_allclose(detector.score(far, test), expected, rtol=1e-4)
 
 
 def lowest_logsumexp(logits, start, stop, count):
@@ -510,6 +588,13 @@ def test_the_bank_of_a_sampled_interpolation_holds_the_rows_that_were_mixed(key)
     "options, error, message",
     [
         ({"ood_prototype": "mixip"}, ValueError, "ood_prototype is 'mixip'; expected one of mixup"),
+        ({"ood_prototype": ["noise", "n"]}, ValueError, "ood_prototype is 'n'; expected one of mi"),
+        ({"ood_prototype": ()}, ValueError, "ood_prototype is (); expected some of mixup, noise"),
+        ({"ood_prototype": ["noise"] * 2}, ValueError, "expected some of mixup, noise, raw-noise"),
+        ({"score": "size"}, ValueError, "score is 'size'; expected one of distance, norm"),
+        ({"score": "norm", "k": 5}, ValueError, "k is 5 with score 'norm', for which there is no"),
+        ({"score": "norm", "sampling_ratio": 0.5}, ValueError, "sampling_ratio is 0.5 with score"),
+        ({"score": "norm", "bank_dtype": "bfloat16"}, ValueError, "bank_dtype is 'bfloat16' with"),
         ({"k": 0}, ValueError, "k is 0; expected at least 1"),
         ({"k": 1.5}, TypeError, "k is 1.5; expected an integer of at least 1"),
         ({"mixup_weight": 1.5}, ValueError, "mixup_weight is 1.5; expected a number in [0, 1]"),

@@ -21,6 +21,12 @@ from grood_jax.detectors.spec import parse_spec
         ),
         ("grood:interpolate=False", ("grood", {"interpolate": False})),
         ("grood:present_classes=[0,1,3],k=2", ("grood", {"present_classes": [0, 1, 3], "k": 2})),
+        (
+            "grood:ood_prototype=[mixup,prototype-mean],k=2",
+            ("grood", {"ood_prototype": ["mixup", "prototype-mean"], "k": 2}),
+        ),
+        ("grood:ood_prototype=(mixup, noise)", ("grood", {"ood_prototype": ["mixup", "noise"]})),
+        ("grood:ood_prototype=[mixup,,noise]", ("grood", {"ood_prototype": "[mixup,,noise]"})),
         ("gram:powers=(1, 2)", ("gram", {"powers": [1, 2]})),
         ("grood:present_classes=None", ("grood", {"present_classes": None})),
         ("grood:", ("grood", {})),

@@ -1,0 +1,234 @@
+"""Auto: a fixed recipe that combines the detectors whose premises the training outputs meet."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from grood_jax.backbone.outputs import Outputs
+from grood_jax.detectors._statistics import training_features
+from grood_jax.detectors.base import Detector, MixedTraining, Noise, Training, require_head
+from grood_jax.detectors.combine import CombineState, fit_members, spared
+from grood_jax.detectors.entropy import entropy
+from grood_jax.detectors.gen import gen
+from grood_jax.detectors.grood import NOISE_IMAGES, OODPrototype, grood
+from grood_jax.detectors.mahalanobis import mahalanobis
+from grood_jax.detectors.nci import nci
+from grood_jax.maths.gradients import distances_to
+from grood_jax.maths.prototypes import class_prototypes
+from grood_jax.neighbors.building import sampled_rows
+
+HELD_OUT = 0.1
+"""The share of training samples left out of fitting, to calibrate scores by."""
+
+AT_LEAST, AT_MOST = 100, 10_000
+"""How many samples scores are calibrated by, where there are enough; never more than half."""
+
+FEWEST = 3
+"""Samples of a class, below which its mean is not one."""
+
+AGREEMENT = 0.95
+"""The share of samples left out that must lie nearest to the mean of their predicted class."""
+
+JUDGED = 2000
+"""Samples by which that is judged."""
+
+SAMPLES_PER_FEATURE = 10
+"""Samples for each feature, from which a covariance needs no shrinkage."""
+
+TAIL = 0.1
+"""The share of the largest calibrating scores that an exponential tail is fitted to."""
+
+LONGEST = 1e12
+"""Beyond this many mean excesses a score counts as this many."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AutoState:
+    """What auto chose, fitted.
+
+    Attributes:
+      fitted: the members' states, and their scores of the samples left out.
+      members: the words by which members are made.
+      why: what was chosen and why, in lines.
+    """
+
+    fitted: CombineState
+    members: tuple[str, ...] = field(metadata={"static": True})
+    why: tuple[str, ...] = field(metadata={"static": True})
+
+
+def auto() -> Detector:
+    """Several detectors, chosen by what the training outputs carry; no OOD data are needed.
+
+    The recipe is fixed, and what it chose and why is said by ``detector.explain(state)`` and in
+    ``results.json``:
+
+    1. Where a class has fewer than 3 training samples, or the features do not vary within classes:
+       `entropy` and `gen`, which need no class means.
+    2. Else, where of training samples left out at least 95 % lie nearest to the mean of the class
+       that the network predicts: `grood` by the norm with the OOD prototypes of mix-up, noise and
+       the prototypes' mean, and `mahalanobis` of normalised features with a shrinkage of 0.1.
+    3. Else, where there are 10 training samples for each feature and more: `mahalanobis`, whose
+       covariance says how classes overlap.
+    4. Else as 1.
+
+    `nci` joins in all cases. What there is not is left out: `nci` without a class head, the
+    prototype of noise without noise images.
+
+    Members are fitted without the samples left out: a tenth, at least 100 if that is no more than
+    half, at most 10,000. In cases 1 and 4 no member keeps samples, and they are calibrated by up to
+    10,000 of those that they are fitted on. Each member's score becomes a p-value, its rank among
+    the scores of the samples left out as in `combine`; beyond the largest tenth, of an exponential
+    tail with the mean of their excesses. The score is Fisher's sum, ``−2 Σ log p``. As the network
+    has seen these samples, and members depend on each other, it is a score and no test.
+
+    Returns:
+      The detector; its scores are (B,) float32, positive, higher for more OOD. Its ``fit`` raises
+      ValueError where the class head does not give the logits or there are no samples.
+
+    References:
+      The members' papers. Fisher's method over calibrated scores: Haroush et al., arXiv 2102.12967;
+      Magesh et al., arXiv 2206.09522. That class means explain training samples late in training:
+      Papyan, Han and Donoho, Prevalence of neural collapse, arXiv 2008.08186. The choice of members
+      and its bounds are this package's.
+    """
+    return Detector(
+        "auto",
+        _fit,
+        _score,
+        ood=(MixedTraining(0.5, 10_000), Noise(NOISE_IMAGES)),
+        head=True,
+        makes_do=True,
+        explain=lambda state: "\n".join(state.why),
+    )
+
+
+@cache
+def _member(word: str, sources: tuple[OODPrototype, ...] = ("prototype-mean",)) -> Detector:
+    if word == "grood":
+        return grood(ood_prototype=sources, score="norm")
+    if word == "mahalanobis++":
+        return mahalanobis(normalize=True, shrinkage=0.1)
+    return {"entropy": entropy, "gen": gen, "mahalanobis": mahalanobis, "nci": nci}[word]()
+
+
+@cache
+def _scorer(word: str) -> Any:
+    # What a GROOD's score depends on, but for its options about the norm, is in its state.
+    return jax.jit(_member(word).score)
+
+
+def _fit(training: Training, key: Array) -> AutoState:
+    if training.head is not None:
+        require_head("auto", training)
+    features = training_features(training)
+    split_key, fit_key = jax.random.split(key)
+    out = _left_out(training, split_key)
+    words, why = _chosen(training, features, out)
+    if training.head is None:
+        why.append("nci is left out: there is no class head")
+    else:
+        words.append("nci")
+    given = training.ood if isinstance(training.ood, tuple) else (None, None)
+    names: tuple[OODPrototype, ...] = ("mixup", "noise")
+    pairs = [(name, ood) for name, ood in zip(names, given, strict=True) if ood is not None]
+    sources = (*(name for name, _ in pairs), "prototype-mean")
+    if "grood" in words:
+        why.append(f"grood has OOD prototypes of {', '.join(sources)}")
+    members = [_member(word, sources if word == "grood" else ()) for word in words]
+    kept = np.setdiff1d(np.arange(len(features)), out)
+    if not {"grood", "mahalanobis", "mahalanobis++"} & {*words}:
+        kept = np.arange(len(features))
+        out = sampled_rows(split_key, len(kept), min(1.0, AT_MOST / len(kept)))
+    fitted = fit_members(
+        members,
+        [_scorer(word) for word in words],
+        replace(training, ood=tuple(ood for _, ood in pairs)),
+        kept,
+        np.asarray(out),
+        fit_key,
+    )
+    first = f"{' + '.join(words)}, calibrated by {len(out)} of {len(features)} training samples"
+    return AutoState(fitted, tuple(words), (first, *why))
+
+
+def _left_out(training: Training, key: Array) -> Int[np.ndarray, " h"]:
+    """The samples that members are not fitted on; classes keep enough."""
+    labels = np.asarray(training.labels)
+    count = len(labels)
+    wanted = min(max(HELD_OUT * count, AT_LEAST), AT_MOST, count / 2)
+    right = np.asarray(training.outputs.logits).argmax(axis=1) == labels
+    return spared(np.asarray(sampled_rows(key, count, wanted / count)), labels, right)
+
+
+def _chosen(
+    training: Training, features: Float[Array, "n d"], out: Int[np.ndarray, " h"]
+) -> tuple[list[str], list[str]]:
+    """The members but for `nci`, and why these."""
+    labels, logits = np.asarray(training.labels), np.asarray(training.outputs.logits)
+    classes = logits.shape[1]
+    counts = np.bincount(labels, minlength=classes)
+    confidence = ["entropy", "gen"]
+    if counts.min() < FEWEST:
+        return confidence, [
+            f"class {counts.argmin()} has {counts.min()} training samples, fewer than {FEWEST}: "
+            "class means are not trusted"
+        ]
+    kept = np.setdiff1d(np.arange(len(labels)), out)
+    means, _ = class_prototypes(features[kept], labels[kept], classes)
+    rest = jnp.abs(features[kept] - means[labels[kept]]).max()
+    # Float32 means of equal features differ from them in the last digits.
+    if float(rest) <= 1e-5 * float(jnp.abs(features).max()):
+        return confidence, ["features do not vary within classes"]
+    judged = out[np.unique(np.linspace(0, len(out) - 1, JUDGED).astype(int))]
+    nearest = np.asarray(distances_to(features[judged], means)).argmin(axis=1)
+    share = float((nearest == logits[judged].argmax(axis=1)).mean())
+    said = (
+        f"of {len(judged)} training samples left out {share:.1%} lie nearest to the mean of the "
+        f"class that the network predicts, {{}} than {AGREEMENT:.0%}"
+    )
+    if share >= AGREEMENT:
+        return ["grood", "mahalanobis++"], [said.format("no less") + ": class means explain them"]
+    if len(kept) - classes >= SAMPLES_PER_FEATURE * features.shape[1]:
+        return ["mahalanobis"], [
+            said.format("less") + ": distances need the covariance",
+            f"{len(kept)} samples are enough for that of {features.shape[1]} features",
+        ]
+    return confidence, [
+        said.format("less") + ": distances would need the covariance",
+        f"{len(kept)} samples are too few for that of {features.shape[1]} features",
+    ]
+
+
+def _score(state: AutoState, outputs: Outputs) -> Float[Array, " b"]:
+    members: Sequence[tuple[str, Any]] = list(zip(state.members, state.fitted.states, strict=True))
+    scores = [jnp.asarray(_scorer(word)(own, outputs), jnp.float32) for word, own in members]
+    return _fisher(jnp.stack(scores), state.fitted.calibration)
+
+
+@jax.jit
+def _fisher(scores: Float[Array, "m b"], calibration: Float[Array, "m n"]) -> Float[Array, " b"]:
+    """``−2 Σ log p`` of ranks among the calibrating scores, with an exponential tail."""
+    count = calibration.shape[1]
+    below, up_to = (
+        jax.vmap(lambda own, new, side=side: jnp.searchsorted(own, new, side=side))(
+            calibration, scores
+        )
+        for side in ("left", "right")
+    )
+    whole = 2 * (count + 1)
+    log_p = jnp.log((whole - (below + up_to + 1)) / whole)
+    tail = max(1, int(TAIL * count))
+    start = calibration[:, max(count - tail - 1, 0)][:, None]
+    excess = (calibration[:, count - tail :] - start).mean(axis=1, keepdims=True)
+    steps = jnp.minimum((scores - start) / jnp.where(excess > 0, excess, 1.0), LONGEST)
+    beyond = jnp.log((tail + 0.5) / (count + 1)) - steps
+    log_p = jnp.where((scores > start) & (excess > 0), beyond, log_p)
+    return jnp.where(jnp.isnan(scores).any(axis=0), jnp.nan, -2.0 * log_p.sum(axis=0))
