@@ -28,7 +28,7 @@ import os
 import subprocess
 import sys
 
-if "google.colab" in sys.modules:  # elsewhere: pip install 'grood-jax[report]'
+if "google.colab" in sys.modules:  # elsewhere, in a checkout: pip install -e '.[report]'
     package = "grood-jax[report] @ git+https://github.com/grood-jax/grood-jax"
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
 
