@@ -54,7 +54,7 @@ async def files_of(header: str, body: bytes, limits: Limits) -> list[bytes]:
         field that is no file.
     """
 
-    async def whole() -> AsyncGenerator[bytes]:
+    async def whole() -> AsyncGenerator[bytes, None]:
         yield body
 
     parser = MultiPartParser(
