@@ -76,7 +76,7 @@ def test_from_fit_to_file(tmp_path, make):
     np.testing.assert_array_equal(loaded.predict(fresh).score, expected.score)
     with pytest.raises(UserError, match="was fitted on the classifier"):
         OODClassifier.load(tmp_path / "saved", make(7))
-    pytest.importorskip("flatbuffers", reason="needs pip install 'grood-jax[export]'")
+    pytest.importorskip("flatbuffers", reason="needs pip install -e '.[export]'")
     loaded.export(tmp_path / "file", platforms=["cpu"])
     exported = jax.export.deserialize(bytearray((tmp_path / "file").read_bytes()))
     answers = exported.call(jnp.asarray(fresh, jnp.float32))

@@ -164,7 +164,7 @@ def test_a_report(found, tmp_path, monkeypatch):
     from grood_jax.evaluation import report
 
     monkeypatch.setattr(report, "can_draw", lambda: False)
-    with pytest.raises(UserError, match="pip install 'grood-jax.report.'"):
+    with pytest.raises(UserError, match="pip install matplotlib"):
         found.report(tmp_path)
 
 

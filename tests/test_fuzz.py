@@ -619,7 +619,7 @@ def classifiers_on_disk(draw, world):
 
 @door(6)
 def exports(draw, world):
-    pytest.importorskip("flatbuffers", reason="needs pip install 'grood-jax[export]'")
+    pytest.importorskip("flatbuffers", reason="needs pip install -e '.[export]'")
     shape, platforms = one_of(draw, None, thing(draw, None)), thing(draw, ["cpu"], ["gpu"], "cpu")
     path = hostile_path(draw, world, writing=True)
     ask(lambda: world.classifier.export(path, shape, platforms))

@@ -94,6 +94,17 @@ def test_a_command_says_it_in_one_line():
 def test_pip_has_other_names():
     error = ModuleNotFoundError("No module named 'sklearn'", name="sklearn.metrics")
     assert "pip install scikit-learn" in missing.sentence(error)
+    both = missing.command("uvicorn", "python_multipart")
+    assert both == "pip install uvicorn python-multipart"
+
+
+def test_no_reader_is_sent_to_an_index_for_this_package():
+    root = Path(__file__).parent.parent
+    texts = [path for path in root.glob("*.*") if path.suffix in (".md", ".toml", ".yml")]
+    for folder in ("grood_jax", "docs", "experiments", "tests"):
+        texts += [p for p in (root / folder).rglob("*.*") if p.suffix in (".py", ".md", ".ipynb")]
+    asking = re.compile(r"pip install (?:-\S+ )*[\s\"']*grood[-_]jax")
+    assert [str(p) for p in texts if asking.search(p.read_text("utf-8"))] == []
 
 
 def test_our_own_mistakes_are_no_missing_package():

@@ -5,7 +5,7 @@
 An image must be decoded, or refused with ValueError; a body of a request must become pixels, or an
 error of status 400 to 499. Anything else, memory beyond --megabytes, or 20 s spent on one input
 ends the run with a traceback and a file ``crash-…`` that holds the input. Needs atheris, and for
-the bodies what ``pip install 'grood-jax[serve]'`` brings.
+the bodies what ``pip install -e '.[serve]'`` brings.
 """
 
 import argparse

@@ -72,7 +72,7 @@ def _say_beforehand(config: EvalConfig, output_dir: Path, say: Callable[[str], N
     if config.report and not reports.can_draw():
         say(
             "report.html will not be written: matplotlib is missing; install it with pip install "
-            "'grood-jax[report]', or leave the report out with --no-report"
+            "matplotlib, or leave the report out with --no-report"
         )
 
 

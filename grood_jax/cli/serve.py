@@ -14,7 +14,7 @@ import tyro
 
 from grood_jax.cli import command
 from grood_jax.deploying.serving.limits import Limits
-from grood_jax.support import checks
+from grood_jax.support import checks, missing
 from grood_jax.support.errors import UserError
 from grood_jax.support.progress import tell
 
@@ -89,10 +89,9 @@ def serve(load: Callable[[], "Servable"], host: str, port: int, limits: Limits) 
     Raises:
       UserError: the port is in use, the host unknown, or packages are missing.
     """
-    if any(importlib.util.find_spec(package) is None for package in PACKAGES):
-        raise UserError(
-            f"serving needs {', '.join(PACKAGES)}; they come with pip install 'grood-jax[serve]'"
-        )
+    absent = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
+    if absent:
+        raise UserError(f"serving needs packages that are missing: {missing.command(*absent)}")
     import uvicorn
 
     from grood_jax.deploying.serving.app import create_app

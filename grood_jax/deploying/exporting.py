@@ -49,8 +49,7 @@ def export(
         checks.choice("platforms", platform, PLATFORMS)
     if importlib.util.find_spec("flatbuffers") is None:
         raise UserError(
-            "jax.export needs the package flatbuffers; install it with pip install "
-            "'grood-jax[export]'"
+            "jax.export needs the package flatbuffers; install it with pip install flatbuffers"
         )
     # What is no regular file, a device for example, would be replaced by one.
     if not path.name or "\0" in path.name or (os.path.lexists(path) and not os.path.isfile(path)):

@@ -84,9 +84,7 @@ class Evaluated:
           UserError: matplotlib is missing, or no detector has scores.
         """
         if not reports.can_draw():
-            raise UserError(
-                "report needs matplotlib, which is missing; pip install 'grood-jax[report]'"
-            )
+            raise UserError("report needs matplotlib, which is missing; pip install matplotlib")
         if not self.scores:
             raise UserError("report needs scores, and every detector failed")
         folder = Path(directory)

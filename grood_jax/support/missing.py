@@ -3,6 +3,7 @@
 _DISTRIBUTIONS = {
     "PIL": "pillow",
     "orbax": "orbax-checkpoint",
+    "python_multipart": "python-multipart",
     "sklearn": "scikit-learn",
     "tensorflow_datasets": "tensorflow-datasets",
 }
@@ -18,5 +19,17 @@ def sentence(error: ModuleNotFoundError) -> str:
     package = (error.name or "").partition(".")[0]
     if package in ("", "grood_jax"):
         raise error
-    name = _DISTRIBUTIONS.get(package, package)
-    return f"the package {name} is missing; install it with pip install {name}"
+    return f"the package {_name(package)} is missing; install it with {command(package)}"
+
+
+def command(*packages: str) -> str:
+    """What installs packages, from the index where they lie.
+
+    Args:
+      packages: the names by which they are imported.
+    """
+    return " ".join(["pip install", *map(_name, packages)])
+
+
+def _name(package: str) -> str:
+    return _DISTRIBUTIONS.get(package, package)

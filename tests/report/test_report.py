@@ -22,7 +22,7 @@ from grood_jax.evaluation.report import contents, curves, figures, gallery, spac
 from grood_jax.maths import gradients
 from grood_jax.maths.metrics import ood_metrics
 
-pytest.importorskip("matplotlib", reason="needs pip install 'grood-jax[report]'")
+pytest.importorskip("matplotlib", reason="needs pip install -e '.[report]'")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from grood_jax.cli import report as command
 from grood_jax.evaluation import report, results
 from grood_jax.evaluation.report import page
 
-pytest.importorskip("matplotlib", reason="needs pip install 'grood-jax[report]'")
+pytest.importorskip("matplotlib", reason="needs pip install -e '.[report]'")
 
 
 @pytest.fixture(scope="module")

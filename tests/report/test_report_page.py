@@ -10,7 +10,7 @@ from grood_jax.evaluation import tables
 from grood_jax.evaluation.report import figures
 
 pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
-pytest.importorskip("matplotlib", reason="needs pip install 'grood-jax[report]'")
+pytest.importorskip("matplotlib", reason="needs pip install -e '.[report]'")
 pytestmark = pytest.mark.slow
 
 

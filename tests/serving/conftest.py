@@ -13,7 +13,7 @@ import pytest
 from fake_server import SIZE, FakeModel
 from PIL import Image
 
-pytest.importorskip("starlette", reason="needs pip install 'grood-jax[serve]'")
+pytest.importorskip("starlette", reason="needs pip install -e '.[serve]'")
 httpx = pytest.importorskip("httpx", reason="needs pip install httpx")
 
 from grood_jax.deploying.serving.app import create_app  # noqa: E402
