@@ -34,7 +34,10 @@ def test_the_default_command_writes_it(digits):
     found = json.loads((folder / "results.json").read_text())
     for metric in ("auroc", "fpr95"):
         for name, row in tables.rows(found, metric).items():
-            cells = "".join(rf"<td[^>]*>{cell.value:.4f}(<small>.*?</small>)?</td>" for cell in row)
+            cells = "".join(
+                rf"<td[^>]*>(<[bu]>)?{cell.value:.4f}(</[bu]>)?(<small>.*?</small>)?</td>"
+                for cell in row
+            )
             assert re.search(rf'<tr><th scope="row">{name}</th>{cells}</tr>', text), (name, metric)
     assert len(text) < 1_000_000
     names = [

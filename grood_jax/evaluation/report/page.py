@@ -120,8 +120,8 @@ def _cell(cell: Cell) -> str:
     if cell.value is None:
         return f'<td class="number">{tables.NONE}</td>'
     spread = "" if cell.spread is None else f"<small>± {cell.spread:.4f}</small>"
-    kind = ("number", "number best", "number second")[cell.place]
-    return f'<td class="{kind}" data-value="{cell.value}">{cell.value:.4f}{spread}</td>'
+    figure = ("{:.4f}", "<b>{:.4f}</b>", "<u>{:.4f}</u>")[cell.place].format(cell.value)
+    return f'<td class="number" data-value="{cell.value}">{figure}{spread}</td>'
 
 
 def _figure(svg: str, label: str, caption: str) -> str:
