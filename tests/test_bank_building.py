@@ -215,3 +215,10 @@ def test_what_is_no_bank(unchecked, use):
 def test_more_memory_than_there_can_be(unchecked):
     with pytest.raises(ValueError, match="memory is .*; expected at most 1152921504606846976"):
         gj.build_bank(MATRIX, memory=2**2000)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_views_that_claim_more_rows_than_memory_holds_are_refused_at_once(dtype):
+    rows = np.broadcast_to(np.float32(1), (2**50, 4))
+    with pytest.raises(ValueError, match="expected an array that fits into memory"):
+        gj.build_bank(rows, dtype=dtype)

@@ -235,6 +235,9 @@ def _checked_on_host(vectors: npt.ArrayLike) -> Float[np.ndarray, "n d"]:
     rows = np.asarray(vectors)
     if rows.ndim != 2 or 0 in rows.shape:
         checked(rows)
+    with checks.room("bank", rows.shape):
+        # A view may claim more rows than could be looked through in a day.
+        np.empty(rows.size, np.uint8)
     for block in row_blocks(rows):
         checked(block)
     return rows if rows.dtype == np.float32 else rows.astype(np.float32)
