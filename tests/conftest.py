@@ -16,12 +16,19 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="grood-jax-compiled-")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _compiled.name)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+else:
+    # A folder each: JAX writes in place, and another process may read what is half written.
+    _own = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / os.environ["PYTEST_XDIST_WORKER"]
+    _own.mkdir(parents=True, exist_ok=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_own)
 
 import jax
 import pytest
 from jaxtyping import config, install_import_hook
 
+# Of this process alone: commands that run beside each other write less.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 _hook = install_import_hook("grood_jax", "beartype.beartype")
