@@ -273,7 +273,8 @@ class Pictured:
     Attributes:
       name: the set's.
       given: the set.
-      prepare: how images were normalised, where that is known.
+      mean: by which images were normalised, for each channel; empty where it is not known.
+      std: likewise.
     """
 
     name: str

@@ -246,7 +246,7 @@ def open_inputs(
         as_bytes=True,
         content=config.whole_fingerprints,
     )
-    memo = crew.agreed(_memo(config, loaded, data, say, read))
+    memo = crew.agreed(_memo(config, loaded, backbone, data, say, read))
     read = replace(read, memo=memo)
     return Inputs(config, benchmark, data, loaded, directory, backbone, read, memo)
 
@@ -566,6 +566,7 @@ def _foundation(loaded: Loaded | OwnModel, data: OpenBenchmark) -> dict[str, Any
 def _memo(
     config: EvalConfig,
     loaded: Loaded | OwnModel,
+    backbone: Backbone,
     data: OpenBenchmark,
     say: Callable[[str], None],
     read: Reader,
@@ -575,7 +576,7 @@ def _memo(
     about = {
         "model": loaded.fingerprint,
         "preprocessing": asdict(loaded.spec.preprocessing),
-        "cut": loaded.backbone(config.cut).cut,
+        "cut": backbone.cut,
         "train": read.identity(data.train),
         "validation": None if data.validation is None else read.identity(data.validation),
         "versions": provenance.versions(),
