@@ -15,11 +15,10 @@ from grood_jax.backbone.stages import (
     TRAINING,
     Parts,
     check_hashable,
+    cuts_itself,
     evaluation_flags,
-    is_functions,
     middle,
-    own_stages,
-    stages,
+    stage_parts,
 )
 
 
@@ -36,30 +35,26 @@ def parts(
 ) -> Parts:
     """What a backbone of a module is made of; see `Backbone.from_linen`."""
     network, arrays = network_of(module, variables, call)
-    own = own_stages(module)
-    by_itself = head is None and own is not None and cut in own
-    if is_functions(cut) or example is None or by_itself:
-        early, late, name = stages(module, cut)
-        linear = "head" if head is None else head
-        has_head = isinstance(linear, str) and _is_dense(_at(arrays["params"], linear))
-        if head is not None and not has_head:
-            raise TypeError(
-                f"head is {head!r}; expected the path of a dense layer of the parameters, or "
-                "example=images and the path of a submodule as cut"
-            )
-        return Parts(
+    stage = partial(_LinenStage, module)
+
+    def head_at(path: str) -> _LinenHead | None:
+        return _LinenHead(path) if _is_dense(_at(arrays["params"], path)) else None
+
+    if cuts_itself(module, head, cut, example):
+        return stage_parts(
+            module,
             arrays,
-            _LinenStage(module, early, name),
-            _LinenStage(module, late, name),
-            _LinenHead(str(linear)) if has_head else None,
-            middle(module, layers, partial(_LinenStage, module)),
-            name,
-            str(linear) if has_head else "",
+            head=head,
+            cut=cut,
+            layers=layers,
+            stage=stage,
+            head_at=head_at,
+            linear="a dense layer of the parameters",
         )
     named = named_parts(
         network, arrays, head=head, cut=cut, example=example, takes_bytes=takes_bytes
     )
-    return named._replace(layers=middle(module, layers, partial(_LinenStage, module)))
+    return named._replace(layers=middle(module, layers, stage))
 
 
 def network_of(module: Any, variables: Any, call: Any) -> tuple["LinenNetwork", dict[str, Any]]:

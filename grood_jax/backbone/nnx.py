@@ -18,11 +18,10 @@ from grood_jax.backbone.stages import (
     TRAINING,
     Parts,
     check_hashable,
+    cuts_itself,
     evaluation_flags,
-    is_functions,
     middle,
-    own_stages,
-    stages,
+    stage_parts,
 )
 
 _hooks: ContextVar[Callable[..., Any]] = ContextVar("hooks")
@@ -41,33 +40,29 @@ def parts(
 ) -> Parts:
     """What a backbone of a module is made of; see `Backbone.from_nnx`."""
     network, arrays = network_of(model, call)
-    make_middle = functools.partial(_NnxStage, network.graph)
-    own = own_stages(model)
-    by_itself = head is None and own is not None and cut in own
-    if is_functions(cut) or example is None or by_itself:
-        early, late, name = stages(model, cut)
-        linear = "head" if head is None else head
-        has_head = isinstance(linear, str) and isinstance(_at(model, linear), nnx.Linear)
-        if head is not None and not has_head:
-            raise TypeError(
-                f"head is {head!r}; expected the path of an nnx.Linear of the model, or "
-                "example=images and the path of a submodule as cut"
-            )
-        return Parts(
+    stage = functools.partial(_NnxStage, network.graph)
+
+    def head_at(path: str) -> _NnxHead | None:
+        linear = isinstance(_at(model, path), nnx.Linear)
+        return _NnxHead(network.graph, path) if linear else None
+
+    if cuts_itself(model, head, cut, example):
+        return stage_parts(
+            model,
             arrays,
-            _NnxStage(network.graph, early, name),
-            _NnxStage(network.graph, late, name),
-            _NnxHead(network.graph, str(linear)) if has_head else None,
-            middle(model, layers, make_middle),
-            name,
-            str(linear) if has_head else "",
+            head=head,
+            cut=cut,
+            layers=layers,
+            stage=stage,
+            head_at=head_at,
+            linear="an nnx.Linear of the model",
         )
     if isinstance(head, nnx.Module):
         head = _path_of(model, head)
     named = named_parts(
         network, arrays, head=head, cut=cut, example=example, takes_bytes=takes_bytes
     )
-    return named._replace(layers=middle(model, layers, make_middle))
+    return named._replace(layers=middle(model, layers, stage))
 
 
 def network_of(model: Any, call: Any) -> tuple["NnxNetwork", Any]:

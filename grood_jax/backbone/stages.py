@@ -108,6 +108,53 @@ def stages(model: Any, cut: Any) -> tuple[Callable[..., Any], Callable[..., Any]
     return ByName("early", cut), ByName("late", cut), cut
 
 
+def cuts_itself(model: Any, head: Any, cut: Any, example: Any) -> bool:
+    """Whether a model is cut by functions or by its own stages, and not at a submodule's name."""
+    own = own_stages(model)
+    by_itself = head is None and own is not None and cut in own
+    return is_functions(cut) or example is None or by_itself
+
+
+def stage_parts(
+    model: Any,
+    arrays: Any,
+    *,
+    head: Any,
+    cut: Any,
+    layers: Any,
+    stage: Callable[[Callable[..., Any], str], Any],
+    head_at: Callable[[str], Head | None],
+    linear: str,
+) -> Parts:
+    """What a backbone is made of that is cut by functions or by its own stages.
+
+    Args:
+      model: the model.
+      arrays: its arrays.
+      head: the path of the layer from features to logits; None for one called ``head``, if any.
+      cut: as for `stages`.
+      layers: as for `middle`.
+      stage: makes a static part of a function of the model and its name.
+      head_at: what gives the weights of the linear layer at a path; None where there is none.
+      linear: what messages call such a layer.
+
+    Raises:
+      TypeError: there is no such layer at ``head``; or as `stages`.
+      ValueError: as `stages`.
+    """
+    early, late, name = stages(model, cut)
+    path = "head" if head is None else head
+    weights = head_at(path) if isinstance(path, str) else None
+    if head is not None and weights is None:
+        raise TypeError(
+            f"head is {head!r}; expected the path of {linear}, or example=images and the path of a "
+            "submodule as cut"
+        )
+    early, late = stage(early, name), stage(late, name)
+    own = path if weights is not None else ""
+    return Parts(arrays, early, late, weights, middle(model, layers, stage), name, own)
+
+
 def middle(model: Any, layers: Any, stage: Callable[..., Middle]) -> Middle | None:
     """What gives the activations of middle layers: the function given, or the model's method.
 
