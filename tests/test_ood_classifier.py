@@ -381,6 +381,12 @@ def test_a_name_is_no_detector(key):
         fit("msp", key)
 
 
+def test_without_a_detector_the_training_outputs_choose(key):
+    made = fit(None, key)
+    assert made.detector.name == "auto"
+    assert "calibrated by" in made.detector.explain(made.state)
+
+
 def test_a_bad_number_of_neighbours_is_refused(fitted):
     for k in (0, TRAIN + 1):
         with pytest.raises(ValueError, match=f"k is {k}"):

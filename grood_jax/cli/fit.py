@@ -43,6 +43,9 @@ def run(
     inputs = pipeline.open_inputs(config, benchmark, data, place, say, show_progress)
     made = pipeline.fit(config, detector, inputs)
     made.save(directory)
+    classifier = made.classifier
+    if explanation := classifier.detector.explain(classifier.state):
+        say(f"{config.detector} took {explanation}")
     count = len(made.calibration_scores())
     say(f"{config.detector} calibrated on {count} images; it lies in {directory}")
     realised = pipeline.realised(made, inputs)

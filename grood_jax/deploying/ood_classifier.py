@@ -154,7 +154,7 @@ class OODClassifier:
         backbone: Backbone,
         train_batches: Any,
         *,
-        detector: Detector,
+        detector: Detector | None = None,
         calibration: Any = None,
         key: Array,
         target_tpr: float = 0.95,
@@ -176,7 +176,9 @@ class OODClassifier:
             takes: a pair of arrays, a list of such pairs, a folder, … Normalised, or bytes and
             files, which need ``preprocessing``. Or a function as
             `grood_jax.evaluation.fitting.fit_detectors` takes it.
-          detector: the detector, `grood_jax.detectors.grood()` for example.
+          detector: the detector, `grood_jax.detectors.grood()` for example. None:
+            `grood_jax.detectors.auto()`, which looks at the training outputs and combines detectors
+            whose premises they meet; ``classifier.detector.explain(classifier.state)`` says which.
           calibration: ID images on which neither the network nor the detector was trained, in the
             same forms; labels are not needed. None: a share of `HELD_OUT` of the training images
             is held out of the detector's fit, with a warning: the network knows these, and what is
@@ -204,6 +206,8 @@ class OODClassifier:
         checks.key("key", key)
         _checked_rate(target_tpr)
         checks.flag("per_class", per_class)
+        if detector is None:
+            detector = detectors.auto()
         if not isinstance(detector, Detector):
             raise TypeError(
                 f"detector is {detector!r}; expected a Detector, as detectors.create makes it"

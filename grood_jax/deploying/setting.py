@@ -28,7 +28,7 @@ class FitConfig(Setting):
       std: deviation of each channel, likewise.
     """
 
-    detector: str = "grood"
+    detector: str = "auto"
     output_dir: Path | None = None
     target_tpr: float = 0.95
     per_class: bool = False
