@@ -138,11 +138,11 @@ def test_nothing_travels_within_a_pass(eight, unchecked):
     marks = [devices.divided(np.zeros(16, kind), mesh) for kind in (np.int32, bool)]
     hidden = jax.eval_shape(eight.hidden, images)
     early = np.zeros((8, *hidden.shape[1:]), np.float32)
-    sums = devices.empty_sums(8, hidden.shape[1:], mesh)
+    means = devices.no_means(8, hidden.shape[1:], mesh)
     weight = np.float32(0.5)
     for lowered in (
         forward.network_outputs.lower(eight, images, early, NEEDS, mesh),
-        training_pass._forward_and_sum.lower(eight, images, *marks, NEEDS[:1], sums, mesh),
+        training_pass._forward_and_sum.lower(eight, images, *marks, NEEDS[:1], means, mesh),
         training_pass._forward_mixed.lower(eight, images, early, marks[0], weight, mesh),
     ):
         assert list(collectives(lowered.compile().as_text())) == []

@@ -1,13 +1,12 @@
 """Class prototypes: streamed, mergeable means of features by label.
 
-Sums are held as two float32 words (the value and what rounding left out of it), so that the
-mean is right to float32's last digits however the data are batched or merged; a running mean
-in float32 is not.
+Means are held in float32, 4 bytes a class and value. What a batch adds to a class's mean is summed
+without rounding errors and added once, so that they are right to a relative 1e-6 however the data
+are batched or merged, and to float32's last digits in one batch.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -23,25 +22,22 @@ LARGEST = 1e28
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class ClassSums:
-    """Sums and counts of values by class.
+class ClassMeans:
+    """Means and counts of values by class.
 
     Attributes:
-      high: leading part of the sums, (C, ...) float32.
-      low: what rounding left out of ``high``, (C, ...) float32.
+      means: (C, ...) float32; zeros for classes with no sample.
       counts: samples seen of each class, (C,) int32.
     """
 
-    high: Float[Array, "c ..."]
-    low: Float[Array, "c ..."]
+    means: Float[Array, "c ..."]
     counts: Int[Array, " c"]
 
 
-def class_sums(num_classes: int, shape: Sequence[int]) -> ClassSums:
-    """Empty sums for values of the given shape."""
-    # One buffer each: `accumulate` donates them.
-    high, low = (jnp.zeros((num_classes, *shape), jnp.float32) for _ in range(2))
-    return ClassSums(high, low, counts=jnp.zeros(num_classes, jnp.int32))
+def empty_means(num_classes: int, shape: Sequence[int]) -> ClassMeans:
+    """Means of no values, which have the given shape."""
+    means = jnp.zeros((num_classes, *shape), jnp.float32)
+    return ClassMeans(means, counts=jnp.zeros(num_classes, jnp.int32))
 
 
 def _two_sum(
@@ -53,61 +49,63 @@ def _two_sum(
     return total, (a - (total - shadow)) + (b - shadow)
 
 
+_Carry = tuple[ClassMeans, Array, Array, Array]
+"""The means, and of the class at hand: its mean before, what is added to it, and its error."""
+
+
 def _accumulate(
-    sums: ClassSums,
+    seen: ClassMeans,
     values: Float[Array, "b ..."],
     labels: Int[Array, " b"],
     valid: Bool[Array, " b"] | None = None,
-) -> ClassSums:
-    """Adds a batch to the sums; rows with ``valid`` False are left out.
+) -> ClassMeans:
+    """Adds a batch to the means; rows with ``valid`` False are left out.
 
     Args:
-      sums: the sums so far (donated).
+      seen: the means so far (donated).
       values: (B, ...) float32.
       labels: their classes, (B,) int.
       valid: which rows count; all by default.
     """
-    seen = jnp.ones(labels.shape, bool) if valid is None else valid
+    counted = jnp.ones(labels.shape, bool) if valid is None else valid
     if values[:1].size == 0:
         # Nothing to add, but there is to count.
-        return replace(sums, counts=sums.counts.at[labels].add(seen.astype(jnp.int32)))
-    replaced = partial(jax.lax.dynamic_update_index_in_dim, axis=0)
+        return replace(seen, counts=seen.counts.at[labels].add(counted.astype(jnp.int32)))
+    # A class's rows one after the other: what they add is summed beside its mean of before.
+    order = jnp.argsort(labels)
+    first = jnp.diff(labels[order], prepend=-1) != 0
+    zeros = jnp.zeros(values.shape[1:], jnp.float32)
 
-    def add(carry: ClassSums, row: tuple[Array, Array, Array]) -> tuple[ClassSums, None]:
-        value, label, counts = row
-        value = jnp.where(counts, value, 0.0)
-        _, error = _two_sum(carry.high[label], value)
-        low = replaced(carry.low, carry.low[label] + error, label)
-        # Never true, but it has the compiler read the old sum before it writes the new one in its
-        # place: else it copies the sums of all classes for each row.
-        first = low[label].ravel()[0]
-        again = jnp.where((first != first) & (first == 0), label + 1, label)
-        return ClassSums(
-            high=replaced(carry.high, carry.high[again] + value, again),
-            low=low,
-            counts=carry.counts.at[label].add(counts.astype(jnp.int32)),
-        ), None
+    def add(carry: _Carry, place: tuple[Array, Array]) -> tuple[_Carry, None]:
+        (row, begins), (so_far, *run) = place, carry
+        label, counts = labels[row], counted[row]
+        before, total, error = (
+            jnp.where(begins, anew, old)
+            for anew, old in zip((so_far.means[label], zeros, zeros), run, strict=True)
+        )
+        moved = jnp.where(counts, values[row].astype(jnp.float32) - before, 0.0)
+        total, lost = _two_sum(total, moved)
+        error += lost
+        count = so_far.counts[label] + counts.astype(jnp.int32)
+        mean = before + (total + error) / jnp.maximum(count, 1)
+        means = jax.lax.dynamic_update_index_in_dim(so_far.means, mean, label, axis=0)
+        return (ClassMeans(means, so_far.counts.at[label].set(count)), before, total, error), None
 
-    return jax.lax.scan(add, sums, (values.astype(jnp.float32), labels, seen))[0]
+    return jax.lax.scan(add, (seen, zeros, zeros, zeros), (order, first))[0][0]
 
 
 accumulate = jax.jit(_accumulate, donate_argnums=0)
 
 
 @jax.jit
-def merge(first: ClassSums, second: ClassSums) -> ClassSums:
-    """The sums over the union of two disjoint parts of the data."""
-    high, error = _two_sum(first.high, second.high)
-    return ClassSums(high, first.low + second.low + error, first.counts + second.counts)
-
-
-def means(sums: ClassSums) -> Float[Array, "c ..."]:
-    """The class prototypes, (C, ...) float32; zeros for classes with no sample.
-
-    See `require_classes` for the check that there are none.
-    """
-    counts = jnp.maximum(sums.counts, 1).reshape(-1, *(1,) * (sums.high.ndim - 1))
-    return (sums.high + sums.low) / counts
+def merge(first: ClassMeans, second: ClassMeans) -> ClassMeans:
+    """The means over the union of two disjoint parts of the data."""
+    counts = first.counts + second.counts
+    share = second.counts / jnp.maximum(counts, 1)
+    share = share.reshape(-1, *(1,) * (first.means.ndim - 1))
+    # Where one has none of a class, it is the other's to the last bit.
+    means = first.means + (second.means - first.means) * share
+    return ClassMeans(jnp.where(share == 1, second.means, means), counts)
 
 
 def class_prototypes(
@@ -144,9 +142,9 @@ def class_prototypes(
     values = checks.finite("features", values, LARGEST)
     classes = checks.classes("labels", labels, num_classes, (values.shape[0],))
     with checks.room("prototypes", (num_classes, *values.shape[1:])):
-        empty = class_sums(num_classes, values.shape[1:])
-    sums = jax.jit(_accumulate)(empty, values, classes)
-    return means(sums), sums.counts
+        empty = empty_means(num_classes, values.shape[1:])
+    seen = jax.jit(_accumulate)(empty, values, classes)
+    return seen.means, seen.counts
 
 
 def require_classes(

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from grood_jax.backbone.backbone import Backbone
-from grood_jax.maths.prototypes import ClassSums, class_sums, merge
+from grood_jax.maths.prototypes import ClassMeans, empty_means, merge
 
 T = TypeVar("T")
 
@@ -89,21 +89,21 @@ def by_rows(
     return jax.shard_map(function, mesh=mesh, in_specs=given, out_specs=DIVIDED, check_vma=False)
 
 
-def empty_sums(num_classes: int, shape: Sequence[int], mesh: Mesh | None) -> ClassSums:
-    """Empty sums; with several devices those of each, one after the other along the classes."""
+def no_means(num_classes: int, shape: Sequence[int], mesh: Mesh | None) -> ClassMeans:
+    """Means of nothing yet; with several devices those of each, one after the other by class."""
     if mesh is None:
-        return class_sums(num_classes, shape)
-    make = partial(class_sums, num_classes * mesh.size, shape)
+        return empty_means(num_classes, shape)
+    make = partial(empty_means, num_classes * mesh.size, shape)
     return jax.jit(make, out_shardings=NamedSharding(mesh, DIVIDED))()
 
 
-def total(sums: ClassSums, mesh: Mesh | None) -> ClassSums:
-    """What the devices have summed, together."""
+def of_all_devices(means: ClassMeans, mesh: Mesh | None) -> ClassMeans:
+    """The devices' means, merged."""
     if mesh is None:
-        return sums
+        return means
     home = mesh.devices.flat[0]
     parts = (
-        jax.tree.map(lambda array, i=i: jax.device_put(array.addressable_data(i), home), sums)
+        jax.tree.map(lambda array, i=i: jax.device_put(array.addressable_data(i), home), means)
         for i in range(mesh.size)
     )
     return reduce(merge, parts)

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Int
 
 from grood_jax.data import Batch
-from grood_jax.maths.prototypes import ClassSums, merge
+from grood_jax.maths.prototypes import ClassMeans, merge
 from grood_jax.passes.memo import Form, Memo
 from grood_jax.support.errors import UserError, first_line
 
@@ -96,24 +96,24 @@ def joined(batches: Iterable[Batch], form: Form[T], make: Callable[[], T]) -> T:
     return form.from_arrays({name: _joined(arrays[name]) for name in sorted(arrays)})
 
 
-def joined_sums(batches: Iterable[Batch], sums: ClassSums) -> ClassSums:
-    """Sums over the batches, of all processes if these are a `Share`."""
+def joined_means(batches: Iterable[Batch], means: ClassMeans) -> ClassMeans:
+    """Means over the batches, of all processes if these are a `Share`."""
     if not isinstance(batches, Share):
-        return sums
-    own = jax.tree.map(np.asarray, sums)
-    fields = (own.high, own.low, own.counts)
+        return means
+    own = jax.tree.map(np.asarray, means)
+    fields = (own.means, own.counts)
     made = tuple(np.zeros_like(array) for array in fields)
     counts = _round(len(own.counts))
-    # Cut alike, by the largest: blocks of all three are of the same classes.
-    size = _rows_at_once(own.high, counts)
+    # Cut alike, by the largest: blocks of both are of the same classes.
+    size = _rows_at_once(own.means, counts)
     for blocks in zip(*(_blocks(array, counts, size) for array in fields), strict=True):
         start = blocks[0][0]
-        parts = [ClassSums(*part) for part in zip(*(block for _, block in blocks), strict=True)]
+        parts = [ClassMeans(*part) for part in zip(*(block for _, block in blocks), strict=True)]
         merged = reduce(merge, parts)
-        for array, values in zip(made, (merged.high, merged.low, merged.counts), strict=True):
+        for array, values in zip(made, (merged.means, merged.counts), strict=True):
             part = array[start : start + size]
             part[:] = np.asarray(values)[: len(part)]
-    return ClassSums(*map(jax.numpy.asarray, made))
+    return ClassMeans(*map(jax.numpy.asarray, made))
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,16 @@ from grood_jax.backbone.outputs import Mix, Need, Outputs
 from grood_jax.data import Batch
 from grood_jax.detectors import MixedTraining
 from grood_jax.maths.mixup import mix_with_prototypes, other_classes
-from grood_jax.maths.prototypes import ClassSums, accumulate, means
+from grood_jax.maths.prototypes import ClassMeans, accumulate
 from grood_jax.passes.devices import (
     ALL,
     DIVIDED,
     by_rows,
     divided,
-    empty_sums,
     everywhere,
     mesh_of,
-    total,
+    no_means,
+    of_all_devices,
 )
 from grood_jax.passes.forward import (
     Labelled,
@@ -40,7 +40,7 @@ from grood_jax.passes.forward import (
     with_extra,
 )
 from grood_jax.passes.memo import Arrays, Form, Memo, make_anew
-from grood_jax.passes.processes import block_of, joined, joined_sums
+from grood_jax.passes.processes import block_of, joined, joined_means
 from grood_jax.support import checks
 
 T = TypeVar("T")
@@ -206,13 +206,13 @@ def _training_form(early: bool, needs: tuple[Need, ...]) -> Form[TrainingResults
 
 
 class _Running:
-    """A pass over the training set under way; it sums the activations at the cut, if asked to."""
+    """A pass over the training set under way; with `early`, of the means at the cut too."""
 
     def __init__(self, backbone: Backbone, early: bool, needs: tuple[Need, ...]) -> None:
         self.backbone, self.early, self.needs = backbone, early, needs
         self.mesh = mesh_of(backbone)
         self.labels: list[Int[np.ndarray, " b"]] = []
-        self.sums: ClassSums | None = None
+        self.means: ClassMeans | None = None
 
     def outputs_and_labels(self, batches: Iterable[Batch]) -> Labelled:
         # Over several devices, rows are brought together on the host.
@@ -221,9 +221,9 @@ class _Running:
         return outputs, np.concatenate(self.labels).astype(np.int32)
 
     def early_prototypes(self, batches: Iterable[Batch]) -> Float[Array, "c ..."] | None:
-        if self.sums is None:
+        if self.means is None:
             return None
-        return means(joined_sums(batches, total(self.sums, self.mesh)))
+        return joined_means(batches, of_all_devices(self.means, self.mesh)).means
 
     def _results(
         self, batches: Iterable[Batch]
@@ -233,9 +233,9 @@ class _Running:
                 hidden, logits = jax.eval_shape(_hidden_and_logits, self.backbone, batch.images)
                 count = logits.shape[1]
                 if self.early:
-                    self.sums = empty_sums(count, hidden.shape[1:], self.mesh)
+                    self.means = no_means(count, hidden.shape[1:], self.mesh)
             self.labels.append(batch.labels[batch.valid])
-            # A label that is no class would spoil the sums: say so before the pass goes on.
+            # A label that is no class would spoil the means: say so before the pass goes on.
             checks.classes("labels of the training set", self.labels[-1], count, ("N",))
             outputs = self._one(batch)
             if len(self.labels) == 1:
@@ -253,11 +253,11 @@ class _Running:
 
     def _one(self, batch: Batch) -> Outputs:
         images = divided(batch.images, self.mesh)
-        if self.sums is None:
+        if self.means is None:
             return network_outputs(self.backbone, images, None, self.needs, self.mesh)
         marks = divided(batch.labels, self.mesh), divided(batch.valid, self.mesh)
-        outputs, self.sums = _forward_and_sum(
-            self.backbone, images, *marks, self.needs, self.sums, self.mesh
+        outputs, self.means = _forward_and_sum(
+            self.backbone, images, *marks, self.needs, self.means, self.mesh
         )
         return outputs
 
@@ -299,30 +299,30 @@ def _hidden_and_logits(
     return hidden, jnp.asarray(backbone.finish(hidden).logits)
 
 
-@partial(jax.jit, static_argnames=("needs", "mesh"), donate_argnames="sums")
+@partial(jax.jit, static_argnames=("needs", "mesh"), donate_argnames="means")
 def _forward_and_sum(
     backbone: Backbone,
     images: Shaped[Array, "b ..."],
     labels: Int[Array, " b"],
     valid: Bool[Array, " b"],
     needs: tuple[Need, ...],
-    sums: ClassSums,
+    means: ClassMeans,
     mesh: Mesh | None,
-) -> tuple[Outputs, ClassSums]:
+) -> tuple[Outputs, ClassMeans]:
     def run(
         backbone: Backbone,
         images: Shaped[Array, "b ..."],
         labels: Int[Array, " b"],
         valid: Bool[Array, " b"],
-        sums: ClassSums,
-    ) -> tuple[Outputs, ClassSums]:
+        means: ClassMeans,
+    ) -> tuple[Outputs, ClassMeans]:
         images = backbone.normalized(images)
         hidden = backbone.hidden(images)
         outputs = with_extra(backbone, images, hidden, None, needs)
-        return outputs, accumulate(sums, hidden, labels, valid)
+        return outputs, accumulate(means, hidden, labels, valid)
 
     given = (ALL, DIVIDED, DIVIDED, DIVIDED, DIVIDED)
-    return by_rows(run, mesh, given)(backbone, images, labels, valid, sums)
+    return by_rows(run, mesh, given)(backbone, images, labels, valid, means)
 
 
 _MIXED = (ALL, DIVIDED, ALL, DIVIDED, ALL)
