@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from test_neighbors import KINDS, gaussian, made, near_a_plane
 
 import grood_jax as gj
-from grood_jax.neighbors import searching
+from grood_jax.neighbors import searching, sharding
 
 pytestmark = pytest.mark.usefixtures("bounded")
 
@@ -92,6 +92,33 @@ def test_only_the_nearest_distances_travel(unchecked):
 def test_bad_arguments(unchecked, rows, options, error, message):
     with pytest.raises(error, match=re.escape(message)):
         gj.shard_bank(made(gaussian)[1][:rows], EIGHT, **options)
+
+
+def test_each_share_is_assembled_where_it_lies(unchecked, monkeypatch):
+    """No device ever holds more than its share twice: the rows as given, and sorted in the bank."""
+    rows = np.random.default_rng(0).normal(size=(8 * 4096, 64)).astype(np.float32)
+    share, before, most = rows.nbytes // 8, {id(own) for own in jax.live_arrays()}, {}
+
+    def looked(given, device):
+        made = device_put(given, device)
+        lying = [own for own in jax.live_arrays() if id(own) not in before]
+        for own in lying:
+            for part in own.addressable_shards:
+                most[part.device] = max(most.get(part.device, 0), part.data.nbytes)
+        return made
+
+    device_put = jax.device_put
+    monkeypatch.setattr(jax, "device_put", looked)
+    shards = jax.tree.leaves(gj.shard_bank(rows, EIGHT).shards)
+    monkeypatch.undo()
+    assert max(most.values()) <= share and len(most) == 8
+    for array in shards:
+        places = {part.index[0].start or 0: part.device for part in array.addressable_shards}
+        assert places == dict(enumerate(jax.devices()))
+    lowered = sharding._with_leading_axis.lower(rows[:4096], np.zeros((64, 0)), 2**21, 4096)
+    used = lowered.compile().memory_analysis()
+    assert used.output_size_in_bytes < 1.1 * share
+    assert used.temp_size_in_bytes < 1.1 * share
 
 
 def test_bad_searches(unchecked):

@@ -92,7 +92,7 @@ def build_bank_in_pieces(
         rows = [checked(piece) for piece in given]
         _require_one_width([part.shape for part in rows])
         return _build(rows[0] if len(rows) == 1 else jnp.concatenate(rows), memory)
-    held = [_checked_on_host(piece) for piece in given]
+    held = [checked_on_host(piece) for piece in given]
     _require_one_width([part.shape for part in held])
     return _build_on_host(HostRows(tuple(held)), memory)
 
@@ -229,7 +229,8 @@ def checked(vectors: npt.ArrayLike) -> Float[Array, "n d"]:
     return checks.finite("bank", rows, LARGEST)
 
 
-def _checked_on_host(vectors: npt.ArrayLike) -> Float[np.ndarray, "n d"]:
+def checked_on_host(vectors: npt.ArrayLike) -> Float[np.ndarray, "n d"]:
+    """As `checked`, where they are; a block of them at a time goes to the device."""
     if isinstance(vectors, jax.core.Tracer):
         raise ValueError("a bfloat16 bank keeps rows on the host; build it outside compiled code")
     rows = np.asarray(vectors)
@@ -262,6 +263,23 @@ def choose_axes(rows: Float[Array | np.ndarray, "n d"]) -> Float[np.ndarray, "d 
     center, inverse_scale = _center_and_scale(rows)
     centred = (np.asarray(rows) - np.asarray(center)) * np.asarray(inverse_scale)
     return principal_axes(lambda: row_blocks(centred), len(centred))
+
+
+def frame_on_host(host: HostRows) -> tuple[Frame, int]:
+    """The frame of rows on the host, whose device holds a block of them at most; and how many."""
+    size, width = sum(map(len, host.pieces)), host.pieces[0].shape[1]
+    total, squared, largest = np.zeros(width), 0.0, 0.0
+    for block in host.blocks():
+        total += block.sum(axis=0, dtype=np.float64)
+        squared += float(np.einsum("nd,nd->", block, block, dtype=np.float64))
+        largest = max(largest, float(np.abs(block).max()))
+    mean = total / size
+    far = squared / size - mean @ mean < 0.25 * squared / size
+    center = jnp.asarray(mean if far else np.zeros(width), jnp.float32)
+    inverse_scale = _inverse_scale(jnp.float32(largest) + jnp.max(jnp.abs(center)))
+    origin, scale = np.asarray(center), np.asarray(inverse_scale)
+    axes = principal_axes(lambda: ((block - origin) * scale for block in host.blocks()), size)
+    return Frame(center, inverse_scale, jnp.asarray(axes)), size
 
 
 @jax.jit
@@ -310,21 +328,9 @@ def assemble(
 
 def _build_on_host(host: HostRows, memory: int) -> Bank:
     """A bfloat16 bank: a pass over the rows for each quantity, a block of them at a time."""
-    size, width = sum(map(len, host.pieces)), host.pieces[0].shape[1]
-
-    total, squared, largest = np.zeros(width), 0.0, 0.0
-    for block in host.blocks():
-        total += block.sum(axis=0, dtype=np.float64)
-        squared += float(np.einsum("nd,nd->", block, block, dtype=np.float64))
-        largest = max(largest, float(np.abs(block).max()))
-    mean = total / size
-    far = squared / size - mean @ mean < 0.25 * squared / size
-    center = jnp.asarray(mean if far else np.zeros(width), jnp.float32)
-    inverse_scale = _inverse_scale(jnp.float32(largest) + jnp.max(jnp.abs(center)))
-    origin, scale = np.asarray(center), np.asarray(inverse_scale)
-    axes = principal_axes(lambda: ((block - origin) * scale for block in host.blocks()), size)
-    frame = Frame(center, inverse_scale, jnp.asarray(axes))
-    if axes.shape[1]:
+    frame, size = frame_on_host(host)
+    width, kept = frame.axes.shape
+    if kept:
         coordinates = np.concatenate(
             [np.asarray(_reduced(block, frame)) for block in host.blocks()]
         )
@@ -337,7 +343,7 @@ def _build_on_host(host: HostRows, memory: int) -> Bank:
     padding = (0, -size % GROUP)
     squares = np.pad(squares[order], padding, constant_values=np.inf)
     norms, errors = np.sqrt(squares), np.zeros(0, np.float32)
-    if axes.shape[1]:
+    if kept:
         reduced = np.pad(coordinates[order], (padding, (0, 0)))
     else:
         # Written where they belong at once: there is no room for a second copy.

@@ -1,16 +1,22 @@
 """Divides a bank over the devices of a mesh, of one process or of many."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
 import numpy.typing as npt
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Int
+from jaxtyping import Array, Float, Int
 
-from grood_jax.neighbors.bank import GROUP, ShardedBank
-from grood_jax.neighbors.building import assemble, checked, checked_memory, choose_axes
+from grood_jax.neighbors.bank import GROUP, Bank, HostRows, ShardedBank
+from grood_jax.neighbors.building import (
+    assemble,
+    checked_memory,
+    checked_on_host,
+    frame_on_host,
+)
 
 
 def shard_bank(
@@ -24,7 +30,8 @@ def shard_bank(
     """Makes a bank whose rows are divided over the devices along an axis of a mesh.
 
     Each device searches its own rows and sends the k nearest distances of each query, 4·k bytes;
-    the rows never travel.
+    the rows never travel. Each share is assembled on its own device: no other holds more than a
+    block of the rows.
 
     Args:
       vectors: the rows, (N, D). With several processes each gives the rows that it has, at least
@@ -50,14 +57,14 @@ def shard_bank(
             f"of the mesh, which has {', '.join(map(repr, mesh.axis_names))}"
         )
     memory = checked_memory(memory)
-    rows = np.asarray(checked(vectors))
+    rows = checked_on_host(vectors)
     owned = _owned(mesh, bank_axis)
     if len(rows) < len(owned):
         raise ValueError(
             f"bank has shape {rows.shape}; expected at least {len(owned)} rows, one for each "
             f"device along {bank_axis!r}"
         )
-    columns = choose_axes(rows)
+    columns = np.asarray(frame_on_host(HostRows((rows,)))[0].axes)
     largest = -(-len(rows) // len(owned))
     own = [len(rows), -(-largest // GROUP) * GROUP, *columns.shape]
     sizes, totals, widths, counts = _all_processes(np.array(own)).T
@@ -66,27 +73,44 @@ def shard_bank(
     size, total, most = int(sizes.sum()), int(totals.max()), int(counts.max())
     # Columns of zeros bound nothing and harm nothing.
     columns = np.pad(columns, ((0, 0), (0, most - columns.shape[1])))
-    parts = dict(zip(owned, np.array_split(rows, len(owned)), strict=True))
-    local = {
-        # Sizes are static, and must be the same everywhere: padding is known by its place, −1.
-        place: replace(assemble(part, columns, memory, total), size=0)
-        for place, part in parts.items()
-    }
     # Axes of automatic type, whatever the caller's: `shard_map` divides the queries itself.
     mesh = Mesh(mesh.devices, mesh.axis_names)
+    along = np.moveaxis(mesh.devices, mesh.axis_names.index(bank_axis), 0)
+    parts = zip(owned, np.array_split(rows, len(owned)), strict=True)
+    made = [
+        _shard(part, columns, memory, total, list(along[place : place + 1].flat))
+        for place, part in parts
+    ]
     sharding = NamedSharding(mesh, PartitionSpec(bank_axis))
 
-    def spread(*shards: jax.Array) -> jax.Array:
-        by_place = dict(zip(local, shards, strict=True))
-        shape = (mesh.shape[bank_axis], *shards[0].shape)
+    def joined(*copies: jax.Array) -> jax.Array:
+        shape = (mesh.shape[bank_axis], *copies[0].shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, sharding, list(copies))
 
-        def part(index: tuple[slice, ...] | None) -> npt.NDArray:
-            places = range(*(index[0] if index else slice(None)).indices(shape[0]))
-            return np.stack([np.asarray(by_place[place]) for place in places])
+    shards = [shard for copies in made for shard in copies]
+    return ShardedBank(jax.tree.map(joined, *shards), size, mesh, bank_axis, query_axis)
 
-        return jax.make_array_from_callback(shape, sharding, part)
 
-    return ShardedBank(jax.tree.map(spread, *local.values()), size, mesh, bank_axis, query_axis)
+def _shard(
+    rows: Float[np.ndarray, "n d"],
+    axes: Float[np.ndarray, "d r"],
+    memory: int,
+    total: int,
+    devices: list[jax.Device],
+) -> list[Bank]:
+    """A shard, its arrays with a leading axis of one, on each of the devices at its place."""
+    given = jax.device_put((rows, axes), devices[0])
+    own = _with_leading_axis(*given, memory, total)
+    return [own, *(jax.device_put(own, device) for device in devices[1:])]
+
+
+@partial(jax.jit, static_argnames=("memory", "total"))
+def _with_leading_axis(
+    rows: Float[Array, "n d"], axes: Float[Array, "d r"], memory: int, total: int
+) -> Bank:
+    bank = assemble(rows, axes, memory, total)
+    # Sizes are static, and must be the same everywhere: padding is known by its place, −1.
+    return replace(jax.tree.map(lambda array: array[None], bank), size=0)
 
 
 def _owned(mesh: Mesh, bank_axis: str) -> list[int]:
