@@ -45,6 +45,7 @@ from grood_jax.detectors.she import she
 from grood_jax.detectors.temperature_scaling import temperature_scaling
 from grood_jax.detectors.vim import vim
 from grood_jax.detectors.vra import vra
+from grood_jax.detectors.weiper import weiper
 from grood_jax.support import checks
 
 ENTRY_POINTS = "grood_jax.detectors"
@@ -81,6 +82,7 @@ _factories: dict[str, Callable[..., Detector]] = {
         temperature_scaling,
         vim,
         vra,
+        weiper,
     )
 }
 
@@ -128,6 +130,7 @@ __all__ = [
     "temperature_scaling",
     "vim",
     "vra",
+    "weiper",
 ]
 
 

@@ -14,7 +14,12 @@ from grood_jax.backbone.outputs import Grams, Perturbed
 from grood_jax.detectors import Detector, Training
 
 WIDTH, CLASSES, SAMPLES, QUERIES = 12, 4, 80, 10
-SMALL = {"knn": {"k": 5}, "nnguide": {"k": 5}, "grood": {"ood_prototype": "prototype-mean"}}
+SMALL = {
+    "knn": {"k": 5},
+    "nnguide": {"k": 5},
+    "grood": {"ood_prototype": "prototype-mean"},
+    "weiper": {"repeats": 5},
+}
 NAMES = [name for name in detectors.names()]
 every_detector = pytest.mark.parametrize("name", NAMES)
 

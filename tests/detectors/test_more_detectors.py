@@ -1,0 +1,167 @@
+"""WeiPer, relation, LTS and others of features and logits, against float64 NumPy."""
+
+import functools
+import sys
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import grood_jax as gj
+from grood_jax.detectors import Training
+from grood_jax.detectors.weiper import perturbed_heads, weiper
+
+WIDTH, CLASSES, SAMPLES, QUERIES = 12, 4, 60, 24
+KEY = 3
+
+
+@functools.cache
+def made():
+    """Training data of clusters, samples off them, and their features and logits in float64."""
+    rng = np.random.default_rng(1)
+    weights = rng.normal(size=(WIDTH, CLASSES)).astype(np.float32)
+    bias = rng.normal(size=CLASSES).astype(np.float32)
+    labels = np.arange(SAMPLES) % CLASSES
+
+    def outputs(features):
+        features = features.astype(np.float32)
+        return gj.Outputs(jnp.asarray(features), jnp.asarray(features @ weights + bias))
+
+    training = Training(
+        outputs(rng.normal(size=(SAMPLES, WIDTH)) + 0.8 * weights.T[labels]),
+        jnp.asarray(labels, jnp.int32),
+        head=(jnp.asarray(weights), jnp.asarray(bias)),
+    )
+    return training, outputs(1.5 * rng.normal(size=(QUERIES, WIDTH)))
+
+
+def wide(outputs):
+    return np.asarray(outputs.features, np.float64), np.asarray(outputs.logits, np.float64)
+
+
+def scores(detector, training, queries):
+    state = detector.fit(training, jax.random.key(KEY))
+    found = jax.jit(detector.score)(state, queries)
+    assert found.shape == (len(queries.logits),) and found.dtype == jnp.float32
+    return np.asarray(found)
+
+
+def agree(found, expected, rtol=2e-5):
+    np.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol * np.abs(expected).max())
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def log_sum(logits):
+    top = logits.max(axis=1)
+    return top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
+
+
+# WeiPer
+
+
+def histogram(row, low, high, bins):
+    # A rounding of float32 inside: logits were multiplied in another order.
+    edge = 1e-6 * (high - low)
+    return np.histogram(row, bins, (low - edge, high + edge))[0] / len(row)
+
+
+def divergence(train, tried, bins, smoothing, floor):
+    low, high = train.min(), train.max()
+    p = np.mean([histogram(row, low, high, bins) for row in train], axis=0) + floor
+    p = p / p.sum()
+    found = []
+    for row in tried:
+        own = histogram(row, low, high, bins)
+        before = (smoothing - 1) // 2
+        padded = np.concatenate(
+            [np.repeat(own[:1], before), own, np.repeat(own[-1:], smoothing - 1 - before)]
+        )
+        q = np.convolve(padded, np.ones(smoothing) / smoothing, "valid") + floor
+        q = q / q.sum()
+        found.append(np.sum(p * np.log(p / q)) + np.sum(q * np.log(q / p)))
+    return np.array(found)
+
+
+def by_weiper(training, queries, repeats, bins, smoothing, perturbed):
+    weights, bias = training.head
+    several = perturbed_heads(weights, 1.5, repeats, jax.random.key(KEY))
+    heads = np.asarray(several, np.float64), np.tile(np.asarray(bias, np.float64), repeats)
+    h, x = wide(training.outputs)[0], wide(queries)[0]
+    logits, own = (rows @ heads[0] + heads[1] for rows in (h, x))
+    msp = softmax(own.reshape(len(own), repeats, CLASSES)).max(axis=2).mean(axis=1)
+    return (
+        divergence(h, x, bins, smoothing, 0.01)
+        + 0.5 * divergence(logits, own, bins, perturbed, 0.025)
+        - 2.0 * msp
+    )
+
+
+@pytest.mark.parametrize(("smoothing", "perturbed"), [(1, 4), (3, 10)])
+def test_weiper_equals_float64(smoothing, perturbed):
+    training, queries = made()
+    options = {"bins": 10, "smoothing": smoothing, "smoothing_perturbed": perturbed}
+    detector = weiper(feature_weight=0.5, msp_weight=2, distance=1.5, repeats=7, **options)
+    expected = by_weiper(training, queries, 7, 10, smoothing, perturbed)
+    agree(scores(detector, training, queries), expected)
+
+
+def test_weiper_in_blocks_equals_weiper_at_once(monkeypatch):
+    training, _ = made()
+    detector = weiper(repeats=5, bins=8, smoothing=2, smoothing_perturbed=2)
+    whole = detector.fit(training, jax.random.key(KEY))
+    monkeypatch.setattr(sys.modules[weiper.__module__], "VALUES", 20 * 17)
+    parts = detector.fit(training, jax.random.key(KEY))
+    for part, expected in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(part, expected, rtol=1e-6)
+    for part in (whole.features, whole.perturbed):
+        np.testing.assert_allclose(part.share.sum(), 1, rtol=1e-6)
+
+
+def test_perturbations_are_as_long_as_said_and_drawn_by_the_key():
+    weights = made()[0].head[0]
+    found = [perturbed_heads(weights, 1.8, 6, jax.random.key(key)) for key in (0, 0, 1)]
+    np.testing.assert_array_equal(found[0], found[1])
+    assert (found[0] != found[2]).any()
+    away = np.asarray(found[0]).reshape(WIDTH, 6, CLASSES) - np.asarray(weights)[:, None]
+    lengths = np.linalg.norm(np.asarray(weights), axis=0)
+    np.testing.assert_allclose(
+        np.linalg.norm(away, axis=0), np.tile(1.8 * lengths, (6, 1)), rtol=1e-5
+    )
+
+
+def test_weiper_of_features_that_do_not_vary_or_lie_outside_is_finite():
+    training, queries = made()
+    same = jax.tree.map(lambda array: jnp.broadcast_to(array[:1], array.shape), training.outputs)
+    flat = replace(same, features=jnp.zeros_like(same.features), logits=same.logits * 0)
+    weights, bias = training.head
+    constant = Training(flat, training.labels, head=(weights, bias * 0))
+    detector = weiper(repeats=3)
+    tried = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), queries, flat)
+    assert np.isfinite(scores(detector, constant, tried)).all()
+    with pytest.raises(ValueError, match="training.head is None; weiper expects"):
+        detector.fit(replace(training, head=None), jax.random.key(0))
+    with pytest.raises(ValueError, match="smoothing is 9; expected"):
+        weiper(bins=8, smoothing=9)
+
+
+@pytest.mark.parametrize(
+    ("factory", "options", "message"),
+    [
+        (weiper, {"repeats": 0}, "repeats is 0"),
+        (weiper, {"distance": 0}, "distance is 0"),
+        (weiper, {"msp_weight": float("nan")}, "msp_weight is nan"),
+    ],
+)
+def test_options_out_of_range_are_refused(factory, options, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        factory(**options)
