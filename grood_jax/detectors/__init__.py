@@ -38,6 +38,7 @@ from grood_jax.detectors.nnguide import nnguide
 from grood_jax.detectors.odin import odin
 from grood_jax.detectors.openmax import openmax
 from grood_jax.detectors.react import react
+from grood_jax.detectors.relation import relation
 from grood_jax.detectors.relative_mahalanobis import relative_mahalanobis
 from grood_jax.detectors.residual import residual
 from grood_jax.detectors.scale import scale
@@ -75,6 +76,7 @@ _factories: dict[str, Callable[..., Detector]] = {
         odin,
         openmax,
         react,
+        relation,
         relative_mahalanobis,
         residual,
         scale,
@@ -122,6 +124,7 @@ __all__ = [
     "react",
     "rebuild",
     "register",
+    "relation",
     "relative_mahalanobis",
     "require_head",
     "residual",

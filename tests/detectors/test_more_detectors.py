@@ -11,6 +11,7 @@ import pytest
 
 import grood_jax as gj
 from grood_jax.detectors import Training
+from grood_jax.detectors.relation import relation
 from grood_jax.detectors.weiper import perturbed_heads, weiper
 
 WIDTH, CLASSES, SAMPLES, QUERIES = 12, 4, 60, 24
@@ -154,12 +155,44 @@ def test_weiper_of_features_that_do_not_vary_or_lie_outside_is_finite():
         weiper(bins=8, smoothing=9)
 
 
+# Relation
+
+
+def by_relation(training, queries, power, threshold):
+    (h, logits), (x, z) = wide(training.outputs), wide(queries)
+    edges = np.maximum(unit(x) @ unit(h).T, 0) * (softmax(z) @ softmax(logits).T)
+    return -np.where(edges > threshold, edges**power, 0).sum(axis=1)
+
+
+@pytest.mark.parametrize(("power", "threshold"), [(1, 0.03), (4, 0.0)])
+def test_relation_equals_float64(power, threshold, monkeypatch):
+    training, queries = made()
+    detector = relation(power=power, threshold=threshold)
+    expected = by_relation(training, queries, power, threshold)
+    agree(scores(detector, training, queries), expected)
+    if power == 1:
+        monkeypatch.setattr(sys.modules[relation.__module__], "BLOCK_ROWS", 17)
+        assert detector.fit(training, jax.random.key(0)).features.shape == (4, 15, WIDTH)
+        monkeypatch.setattr(sys.modules[relation.__module__], "BLOCK_ROWS", 8)
+        agree(scores(detector, training, queries), expected)
+
+
+def test_zero_features_relate_to_nothing_and_a_share_of_the_samples_is_drawn():
+    training, queries = made()
+    zeros = replace(queries, features=jnp.zeros_like(queries.features))
+    state = relation(sampling_ratio=0.5).fit(training, jax.random.key(0))
+    assert state.features.shape == (1, SAMPLES // 2, WIDTH)
+    np.testing.assert_array_equal(relation().score(state, zeros), 0)
+
+
 @pytest.mark.parametrize(
     ("factory", "options", "message"),
     [
         (weiper, {"repeats": 0}, "repeats is 0"),
         (weiper, {"distance": 0}, "distance is 0"),
         (weiper, {"msp_weight": float("nan")}, "msp_weight is nan"),
+        (relation, {"power": 0}, "power is 0"),
+        (relation, {"threshold": 2}, "threshold is 2"),
     ],
 )
 def test_options_out_of_range_are_refused(factory, options, message, unchecked):
