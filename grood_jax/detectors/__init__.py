@@ -29,6 +29,7 @@ from grood_jax.detectors.gram import gram
 from grood_jax.detectors.grood import GroodState, grood
 from grood_jax.detectors.kl_matching import kl_matching
 from grood_jax.detectors.knn import knn
+from grood_jax.detectors.lts import lts
 from grood_jax.detectors.mahalanobis import mahalanobis
 from grood_jax.detectors.max_logit import max_logit
 from grood_jax.detectors.mcm import mcm
@@ -68,6 +69,7 @@ _factories: dict[str, Callable[..., Detector]] = {
         gram,
         kl_matching,
         knn,
+        lts,
         mahalanobis,
         max_logit,
         mcm,
@@ -111,6 +113,7 @@ __all__ = [
     "grood",
     "kl_matching",
     "knn",
+    "lts",
     "mahalanobis",
     "max_logit",
     "mcm",

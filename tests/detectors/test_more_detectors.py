@@ -11,6 +11,7 @@ import pytest
 
 import grood_jax as gj
 from grood_jax.detectors import Training
+from grood_jax.detectors.lts import lts
 from grood_jax.detectors.relation import relation
 from grood_jax.detectors.weiper import perturbed_heads, weiper
 
@@ -185,6 +186,34 @@ def test_zero_features_relate_to_nothing_and_a_share_of_the_samples_is_drawn():
     np.testing.assert_array_equal(relation().score(state, zeros), 0)
 
 
+# LTS
+
+
+def by_lts(queries, percentile):
+    x, z = wide(queries)
+    positive = np.maximum(x, 0)
+    count = max(1, WIDTH - round(WIDTH * percentile / 100))
+    part = np.sort(positive, axis=1)[:, -count:].sum(axis=1)
+    return -log_sum((positive.sum(axis=1) / part)[:, None] ** 2 * z)
+
+
+@pytest.mark.parametrize("percentile", [0, 75, 100])
+def test_lts_equals_float64(percentile):
+    training, queries = made()
+    found = scores(lts(percentile=percentile), training, queries)
+    agree(found, by_lts(queries, percentile))
+    if percentile == 0:
+        agree(found, -log_sum(wide(queries)[1]))
+
+
+def test_lts_of_no_positive_and_of_huge_features_is_that_of_their_directions():
+    _, queries = made()
+    none = replace(queries, features=-jnp.abs(queries.features))
+    np.testing.assert_allclose(lts().score((), none), -log_sum(wide(queries)[1]), rtol=1e-5)
+    huge = replace(queries, features=queries.features * 1e37)
+    np.testing.assert_allclose(lts().score((), huge), by_lts(queries, 85), rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("factory", "options", "message"),
     [
@@ -193,6 +222,7 @@ def test_zero_features_relate_to_nothing_and_a_share_of_the_samples_is_drawn():
         (weiper, {"msp_weight": float("nan")}, "msp_weight is nan"),
         (relation, {"power": 0}, "power is 0"),
         (relation, {"threshold": 2}, "threshold is 2"),
+        (lts, {"percentile": 101}, "percentile is 101"),
     ],
 )
 def test_options_out_of_range_are_refused(factory, options, message, unchecked):
