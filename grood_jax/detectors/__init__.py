@@ -24,6 +24,7 @@ from grood_jax.detectors.energy import energy
 from grood_jax.detectors.entropy import entropy
 from grood_jax.detectors.fdbd import fdbd
 from grood_jax.detectors.gen import gen
+from grood_jax.detectors.global_mahalanobis import global_mahalanobis
 from grood_jax.detectors.gradnorm import gradnorm
 from grood_jax.detectors.gram import gram
 from grood_jax.detectors.grood import GroodState, grood
@@ -65,6 +66,7 @@ _factories: dict[str, Callable[..., Detector]] = {
         entropy,
         fdbd,
         gen,
+        global_mahalanobis,
         gradnorm,
         gram,
         kl_matching,
@@ -108,6 +110,7 @@ __all__ = [
     "entropy",
     "fdbd",
     "gen",
+    "global_mahalanobis",
     "gradnorm",
     "gram",
     "grood",

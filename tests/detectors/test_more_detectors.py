@@ -11,6 +11,7 @@ import pytest
 
 import grood_jax as gj
 from grood_jax.detectors import Training
+from grood_jax.detectors.global_mahalanobis import global_mahalanobis
 from grood_jax.detectors.lts import lts
 from grood_jax.detectors.relation import relation
 from grood_jax.detectors.weiper import perturbed_heads, weiper
@@ -214,6 +215,29 @@ def test_lts_of_no_positive_and_of_huge_features_is_that_of_their_directions():
     np.testing.assert_allclose(lts().score((), huge), by_lts(queries, 85), rtol=1e-4)
 
 
+# Global Mahalanobis
+
+
+@pytest.mark.parametrize(("exponent", "share"), [(None, 0.0), (1, 0.2)])
+def test_global_mahalanobis_equals_float64_and_reads_no_labels(exponent, share):
+    training, queries = made()
+    h, x = (
+        rows if exponent is None else unit(rows)
+        for rows in (wide(training.outputs)[0], wide(queries)[0])
+    )
+    covariance = np.cov(h.T, bias=True)
+    size = np.trace(covariance) / WIDTH
+    precision = np.linalg.inv((1 - share) * covariance + share * size * np.eye(WIDTH))
+    rest = x - h.mean(axis=0)
+    detector = global_mahalanobis(exponent=exponent, shrinkage=share)
+    blind = replace(training, labels=jnp.zeros_like(training.labels))
+    agree(scores(detector, blind, queries), np.einsum("bd,de,be->b", rest, precision, rest))
+    if exponent is None:
+        flat = replace(training.outputs, features=jnp.ones_like(training.outputs.features))
+        with pytest.raises(ValueError, match="training.outputs.features do not vary"):
+            detector.fit(replace(training, outputs=flat), jax.random.key(0))
+
+
 @pytest.mark.parametrize(
     ("factory", "options", "message"),
     [
@@ -223,6 +247,7 @@ def test_lts_of_no_positive_and_of_huge_features_is_that_of_their_directions():
         (relation, {"power": 0}, "power is 0"),
         (relation, {"threshold": 2}, "threshold is 2"),
         (lts, {"percentile": 101}, "percentile is 101"),
+        (global_mahalanobis, {"shrinkage": -1}, "shrinkage is -1"),
     ],
 )
 def test_options_out_of_range_are_refused(factory, options, message, unchecked):
