@@ -18,6 +18,7 @@ from grood_jax.detectors.base import (
     Validation,
     require_head,
 )
+from grood_jax.detectors.cfood import cfood
 from grood_jax.detectors.combine import combine
 from grood_jax.detectors.dice import dice
 from grood_jax.detectors.energy import energy
@@ -61,6 +62,7 @@ _factories: dict[str, Callable[..., Detector]] = {
         msp,
         ash,
         auto,
+        cfood,
         dice,
         energy,
         entropy,
@@ -103,6 +105,7 @@ __all__ = [
     "Validation",
     "ash",
     "auto",
+    "cfood",
     "combine",
     "create",
     "dice",

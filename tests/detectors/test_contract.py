@@ -15,6 +15,7 @@ from grood_jax.detectors import Detector, Training
 
 WIDTH, CLASSES, SAMPLES, QUERIES = 12, 4, 80, 10
 SMALL = {
+    "cfood": {"sampling_ratio": 1.0},
     "knn": {"k": 5},
     "nnguide": {"k": 5},
     "grood": {"ood_prototype": "prototype-mean"},

@@ -11,6 +11,7 @@ import pytest
 
 import grood_jax as gj
 from grood_jax.detectors import Training
+from grood_jax.detectors.cfood import cfood
 from grood_jax.detectors.global_mahalanobis import global_mahalanobis
 from grood_jax.detectors.lts import lts
 from grood_jax.detectors.relation import relation
@@ -238,6 +239,56 @@ def test_global_mahalanobis_equals_float64_and_reads_no_labels(exponent, share):
             detector.fit(replace(training, outputs=flat), jax.random.key(0))
 
 
+# CF-OOD
+
+
+def by_cfood(training, queries, share):
+    references, x = unit(wide(training.outputs)[0]), unit(wide(queries)[0])
+    count = len(references)
+    fractions = np.concatenate(
+        [np.linspace(0.001, 0.1, 100), np.linspace(0.105, 0.5, 81), np.linspace(0.51, 0.99, 49)]
+    )
+    found = []
+    for row in x:
+        apart = np.linalg.norm(references - row, axis=1)
+        score, last = 1.0, -1
+        for fraction in fractions:
+            rank = int(fraction * count - 1)
+            if rank == last:
+                continue
+            last = rank
+            knowing = 0
+            for index, reference in enumerate(references):
+                others = np.delete(references, index, axis=0)
+                radius = np.sort(np.linalg.norm(others - reference, axis=1))[rank]
+                knowing += apart[index] <= radius
+            if knowing / count >= share:
+                score = fraction
+                break
+        found.append(score)
+    return np.array(found)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3])
+def test_cfood_equals_float64(share, monkeypatch):
+    training, queries = made()
+    few = jax.tree.map(lambda array: array[:6], queries)
+    monkeypatch.setattr(sys.modules[cfood.__module__], "DISTANCES", 17 * SAMPLES)
+    found = scores(cfood(sampling_ratio=1.0, share=share), training, few)
+    np.testing.assert_allclose(found, by_cfood(training, few, share), rtol=1e-6)
+    assert len(np.unique(found)) > 2
+
+
+def test_cfood_far_away_is_one_and_takes_two_references_at_least():
+    training, queries = made()
+    features = jnp.abs(training.outputs.features) + 1
+    narrow = replace(training, outputs=replace(training.outputs, features=features))
+    away = replace(queries, features=-jnp.abs(queries.features) - 1)
+    np.testing.assert_array_equal(scores(cfood(sampling_ratio=1.0), narrow, away), 1)
+    with pytest.raises(ValueError, match="expected a share that leaves at least 2 of 60"):
+        cfood(sampling_ratio=0.02).fit(training, jax.random.key(0))
+
+
 @pytest.mark.parametrize(
     ("factory", "options", "message"),
     [
@@ -248,6 +299,7 @@ def test_global_mahalanobis_equals_float64_and_reads_no_labels(exponent, share):
         (relation, {"threshold": 2}, "threshold is 2"),
         (lts, {"percentile": 101}, "percentile is 101"),
         (global_mahalanobis, {"shrinkage": -1}, "shrinkage is -1"),
+        (cfood, {"share": 0}, "share is 0"),
     ],
 )
 def test_options_out_of_range_are_refused(factory, options, message, unchecked):
