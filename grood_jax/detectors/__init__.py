@@ -26,6 +26,7 @@ from grood_jax.detectors.entropy import entropy
 from grood_jax.detectors.fdbd import fdbd
 from grood_jax.detectors.gen import gen
 from grood_jax.detectors.global_mahalanobis import global_mahalanobis
+from grood_jax.detectors.gmm import gmm
 from grood_jax.detectors.gradnorm import gradnorm
 from grood_jax.detectors.gram import gram
 from grood_jax.detectors.grood import GroodState, grood
@@ -69,6 +70,7 @@ _factories: dict[str, Callable[..., Detector]] = {
         fdbd,
         gen,
         global_mahalanobis,
+        gmm,
         gradnorm,
         gram,
         kl_matching,
@@ -114,6 +116,7 @@ __all__ = [
     "fdbd",
     "gen",
     "global_mahalanobis",
+    "gmm",
     "gradnorm",
     "gram",
     "grood",

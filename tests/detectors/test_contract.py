@@ -28,9 +28,13 @@ WITHIN_ROUNDING = 2e-5
 """What the order of float32 sums may change, relative to the largest score."""
 
 SEE_NO_SCALE = {
+    "cfood": "features are normalised",
+    "global_mahalanobis": "distances are in deviations of the features",
     "knn": "features are normalised",
     "nnguide": "features are normalised",
+    "lts": "ratios of sums of features",
     "mahalanobis": "distances are in deviations of the features",
+    "relation": "features are normalised",
     "relative_mahalanobis": "distances are in deviations of the features",
 }
 """Detectors whose papers' scores do not depend on the unit of features, the logits being given."""

@@ -13,6 +13,7 @@ import grood_jax as gj
 from grood_jax.detectors import Training
 from grood_jax.detectors.cfood import cfood
 from grood_jax.detectors.global_mahalanobis import global_mahalanobis
+from grood_jax.detectors.gmm import gmm
 from grood_jax.detectors.lts import lts
 from grood_jax.detectors.relation import relation
 from grood_jax.detectors.weiper import perturbed_heads, weiper
@@ -289,6 +290,61 @@ def test_cfood_far_away_is_one_and_takes_two_references_at_least():
         cfood(sampling_ratio=0.02).fit(training, jax.random.key(0))
 
 
+# GMM
+
+
+@functools.cache
+def clusters():
+    """Three clusters of one covariance in four dimensions of twelve, and a fitted mixture."""
+    rng = np.random.default_rng(2)
+    axes = np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0][:4]
+    own = rng.integers(3, size=300)
+    points = 12 * np.eye(3, 4)[own] + rng.normal(size=(300, 4)) * [1, 2, 1, 0.5]
+    features = (points @ axes + 5).astype(np.float32)
+    outputs = gj.Outputs(jnp.asarray(features), jnp.zeros((300, 3)))
+    training = Training(outputs, jnp.zeros(300, jnp.int32))
+    return training, gmm(dim=4).fit(training, jax.random.key(KEY))
+
+
+def test_gmm_finds_what_scikit_learn_finds():
+    mixture = pytest.importorskip("sklearn.mixture")
+    training, state = clusters()
+    features = np.asarray(training.outputs.features, np.float64)
+    axes = np.linalg.svd(features - features.mean(axis=0))[2][:4].T
+    points = features @ axes
+    theirs = mixture.GaussianMixture(3, covariance_type="tied", random_state=0).fit(points)
+    tried = np.concatenate([points[:20], points[:20] * 1.2])
+    wide_tried = tried @ axes.T + (features.mean(axis=0) - features.mean(axis=0) @ axes @ axes.T)
+    found = np.asarray(
+        gmm(dim=4).score(
+            state, gj.Outputs(jnp.asarray(wide_tried, jnp.float32), jnp.zeros((40, 3)))
+        )
+    )
+    constant = -0.5 * (4 * np.log(2 * np.pi) + np.linalg.slogdet(theirs.covariances_)[1])
+    np.testing.assert_allclose(found, constant - theirs.score_samples(tried), rtol=2e-2, atol=2e-2)
+
+
+def test_the_density_of_a_gmm_equals_float64_and_does_not_underflow():
+    training, state = clusters()
+    features = np.asarray(training.outputs.features, np.float64)
+    tried = np.concatenate([features[:5], features[:5] + 1e3])
+    found = gmm(dim=4).score(state, gj.Outputs(jnp.asarray(tried, jnp.float32), jnp.zeros((10, 3))))
+    center, whitening, means = (np.asarray(part, np.float64) for part in jax.tree.leaves(state)[:3])
+    away = ((tried - center) @ whitening)[:, None] - means
+    logs = np.asarray(state.log_weights, np.float64) - 0.5 * (away**2).sum(axis=2)
+    np.testing.assert_allclose(found, -log_sum(logs), rtol=1e-4)
+    assert np.isfinite(found).all() and len(np.unique(found[5:])) == 5
+
+
+def test_gmm_refuses_too_few_samples_and_features_that_do_not_vary():
+    training, _ = made()
+    with pytest.raises(ValueError, match="components is 61; expected at most 60"):
+        gmm(components=61).fit(training, jax.random.key(0))
+    flat = replace(training.outputs, features=jnp.ones_like(training.outputs.features))
+    with pytest.raises(ValueError, match="training.outputs.features do not vary"):
+        gmm().fit(replace(training, outputs=flat), jax.random.key(0))
+
+
 @pytest.mark.parametrize(
     ("factory", "options", "message"),
     [
@@ -300,6 +356,8 @@ def test_cfood_far_away_is_one_and_takes_two_references_at_least():
         (lts, {"percentile": 101}, "percentile is 101"),
         (global_mahalanobis, {"shrinkage": -1}, "shrinkage is -1"),
         (cfood, {"share": 0}, "share is 0"),
+        (gmm, {"dim": 0}, "dim is 0"),
+        (gmm, {"components": 0}, "components is 0"),
     ],
 )
 def test_options_out_of_range_are_refused(factory, options, message, unchecked):
