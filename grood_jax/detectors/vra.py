@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from grood_jax.backbone.outputs import Outputs
-from grood_jax.detectors._activation import Head, energy, head_of, percentile_of
+from grood_jax.detectors._activation import Head, energy, percentile_of, shaped_head
 from grood_jax.detectors.base import Detector, Training
 from grood_jax.support import checks
 
@@ -48,7 +48,8 @@ def vra(*, low: float | int = 60.0, high: float | int = 95.0) -> Detector:
         it chooses from 1 to 15 and 85 to 99 on validation data, as ``grid``.
 
     Returns:
-      The detector; its scores are (B,) float32, higher for more OOD.
+      The detector; its scores are (B,) float32, higher for more OOD. Its ``fit`` warns where more
+      than a tenth of the training features are negative, as those of ViT and Swin are.
 
     Raises:
       ValueError: an option outside its range, or ``low`` above ``high``.
@@ -63,7 +64,7 @@ def vra(*, low: float | int = 60.0, high: float | int = 95.0) -> Detector:
 
     def fit(training: Training, key: Array) -> VraState:
         del key
-        head = head_of("vra", training)
+        head = shaped_head("vra", training)
         features = jnp.asarray(training.outputs.features)
         floor, ceiling = (jnp.float32(percentile_of(features, p)) for p in (low, high))
         return VraState(head, floor, ceiling)
