@@ -260,20 +260,33 @@ def fit_class_gaussians(
             f"classes); {name} expects at least two samples of a class that differ, and for a "
             f"covariance of full rank {width} more samples than classes"
         )
-    if count - classes < width and shrinkage == 0:
-        warnings.warn(
-            f"{name} has {count} training samples of {classes} classes: the covariance of "
-            f"{width} features has at most rank {count - classes}, and directions beyond these do "
-            f"not count; expected at least {width + classes} samples",
-            stacklevel=2,
-        )
+    if shrinkage == 0:
+        _warn_of_rank(name, features, classes, f" of {classes} classes")
     return found
 
 
+def _warn_of_rank(name: str, features: Float[Array, "n d"], means: int, of: str) -> None:
+    """Warns where samples less the means taken of them are fewer than features."""
+    count, width = features.shape
+    if count - means < width:
+        warnings.warn(
+            f"{name} has {count} training samples{of}: the covariance of {width} features has at "
+            f"most rank {count - means}, and directions beyond these do not count; expected at "
+            f"least {width + means} samples",
+            stacklevel=2,
+        )
+
+
 def fit_background(
-    training: Training, *, exponent: float = 0.0, shrinkage: float = 0.0
+    training: Training,
+    *,
+    name: str | None = None,
+    exponent: float = 0.0,
+    shrinkage: float = 0.0,
 ) -> Gaussians:
     """One Gaussian of all training features; options as for `fit_class_gaussians`.
+
+    With the name of a detector it warns where there are no more samples than features.
 
     Raises:
       ValueError: the features do not vary.
@@ -283,6 +296,8 @@ def fit_background(
     found = _gaussians(features, class_means(features, labels, 1)[0], labels, shrinkage)
     if found is None:
         raise ValueError("training.outputs.features do not vary; expected samples that differ")
+    if name is not None and shrinkage == 0:
+        _warn_of_rank(name, features, 1, "")
     return found
 
 

@@ -35,7 +35,8 @@ def global_mahalanobis(
 
     Returns:
       The detector; its scores are (B,) float32, squared distances, higher for more OOD. Its ``fit``
-      raises ValueError where the features do not vary.
+      raises ValueError where the features do not vary, and warns where there are too few samples
+      for a covariance of full rank and no shrinkage.
 
     Raises:
       TypeError: an option of the wrong type.
@@ -51,7 +52,9 @@ def global_mahalanobis(
 
     def fit(training: Training, key: Array) -> Gaussians:
         del key
-        return fit_background(training, exponent=power, shrinkage=shrinkage)
+        return fit_background(
+            training, name="global_mahalanobis", exponent=power, shrinkage=shrinkage
+        )
 
     def score(state: Gaussians, outputs: Outputs) -> Float[Array, " b"]:
         return nearest_squared_distance(state, scaled_rows(jnp.asarray(outputs.features), power))

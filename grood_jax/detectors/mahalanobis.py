@@ -44,7 +44,8 @@ def mahalanobis(
     Returns:
       The detector; its scores are (B,) float32, squared distances, higher for more OOD. Its
       ``fit`` raises ValueError where a class has no sample, or no class has samples that differ,
-      and warns where there are too few samples for a covariance of full rank and no shrinkage.
+      and warns where there are too few samples for a covariance of full rank and no shrinkage: with
+      one sample of most classes few directions are left to tell images apart by.
 
     Raises:
       TypeError: an option of the wrong type.

@@ -240,6 +240,16 @@ def test_global_mahalanobis_equals_float64_and_reads_no_labels(exponent, share):
             detector.fit(replace(training, outputs=flat), jax.random.key(0))
 
 
+def test_global_mahalanobis_warns_of_fewer_samples_than_features():
+    training, _ = made()
+    few = Training(jax.tree.map(lambda a: a[:8], training.outputs), training.labels[:8])
+    message = "global_mahalanobis has 8 training samples: .* at most rank 7, .* at least 13 samples"
+    with pytest.warns(UserWarning, match=message):
+        state = global_mahalanobis().fit(few, jax.random.key(0))
+    assert state.whitening.shape == (WIDTH, 7)
+    global_mahalanobis(shrinkage=0.1).fit(few, jax.random.key(0))
+
+
 # CF-OOD
 
 
