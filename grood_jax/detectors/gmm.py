@@ -41,7 +41,7 @@ class GMMState:
     log_weights: Float[Array, " k"]
 
 
-def gmm(*, components: int | None = None, dim: int = 50) -> Detector:
+def gmm(*, components: int | None = None, dim: int = 50, samples: int = 50_000) -> Detector:
     """Gaussian mixture; the score is ``−log Σ_k w_k exp(−d_k(h) / 2)``, without its constant.
 
     ``d_k`` is the squared Mahalanobis distance to the k-th mean with the covariance that all
@@ -57,6 +57,8 @@ def gmm(*, components: int | None = None, dim: int = 50) -> Detector:
         for CIFAR.
       dim: of the principal subspace, all where there are fewer features; OpenOOD has 50 for digits
         and 10 for CIFAR.
+      samples: to how many training samples the mixture is fitted, drawn at random where there are
+        more: that takes memory and time for each sample and component. OpenOOD takes all.
 
     Returns:
       The detector; its scores are (B,) float32, higher for more OOD. Its ``fit`` raises ValueError
@@ -74,17 +76,20 @@ def gmm(*, components: int | None = None, dim: int = 50) -> Detector:
     if components is not None:
         checks.at_least("components", components, 1)
     checks.at_least("dim", dim, 1)
+    checks.at_least("samples", samples, 1)
 
     def fit(training: Training, key: Array) -> GMMState:
         features = training_features(training)
+        seeds = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+        if len(features) > samples:
+            features = features[np.sort(seeds.choice(len(features), samples, replace=False))]
         count = components or training.outputs.logits.shape[1]
         if count > len(features):
             raise ValueError(
-                f"components is {count}; expected at most {len(features)}, the training samples"
+                f"components is {count}; expected at most {len(features)}, the samples fitted to"
             )
         center, axes, ridge = _principal_axes(features, dim)
         points = (np.asarray(features, np.float64) - center) @ axes
-        seeds = np.random.default_rng(np.asarray(jax.random.key_data(key)))
         weights, means, covariance = _mixture(points, count, ridge, seeds)
         whitening = (axes @ np.linalg.inv(np.linalg.cholesky(covariance)).T).astype(np.float32)
         return GMMState(
@@ -102,7 +107,7 @@ def gmm(*, components: int | None = None, dim: int = 50) -> Detector:
         squared = lax.map(lambda mean: jnp.sum((points - mean[None, :]) ** 2, axis=1), own.means)
         return -jax.nn.logsumexp(state.log_weights[:, None] - 0.5 * squared, axis=0)
 
-    options = {"components": components, "dim": dim}
+    options = {"components": components, "dim": dim, "samples": samples}
     return Detector("gmm", fit, score, options)
 
 

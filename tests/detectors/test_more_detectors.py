@@ -346,10 +346,20 @@ def test_the_density_of_a_gmm_equals_float64_and_does_not_underflow():
     assert np.isfinite(found).all() and len(np.unique(found[5:])) == 5
 
 
+def test_gmm_of_a_share_of_the_samples_finds_the_same_clusters():
+    training, state = clusters()
+    part = gmm(dim=4, samples=150).fit(training, jax.random.key(KEY))
+    whole = np.exp(np.sort(np.asarray(state.log_weights)))
+    np.testing.assert_allclose(np.exp(np.sort(np.asarray(part.log_weights))), whole, atol=0.1)
+    assert (np.asarray(part.gaussians.center) != np.asarray(state.gaussians.center)).any()
+
+
 def test_gmm_refuses_too_few_samples_and_features_that_do_not_vary():
     training, _ = made()
     with pytest.raises(ValueError, match="components is 61; expected at most 60"):
         gmm(components=61).fit(training, jax.random.key(0))
+    with pytest.raises(ValueError, match="components is 4; expected at most 3, the samples fitted"):
+        gmm(samples=3).fit(training, jax.random.key(0))
     flat = replace(training.outputs, features=jnp.ones_like(training.outputs.features))
     with pytest.raises(ValueError, match="training.outputs.features do not vary"):
         gmm().fit(replace(training, outputs=flat), jax.random.key(0))
