@@ -18,17 +18,21 @@ from grood_jax.detectors.base import (
     Validation,
     require_head,
 )
+from grood_jax.detectors.cfood import cfood
 from grood_jax.detectors.combine import combine
 from grood_jax.detectors.dice import dice
 from grood_jax.detectors.energy import energy
 from grood_jax.detectors.entropy import entropy
 from grood_jax.detectors.fdbd import fdbd
 from grood_jax.detectors.gen import gen
+from grood_jax.detectors.global_mahalanobis import global_mahalanobis
+from grood_jax.detectors.gmm import gmm
 from grood_jax.detectors.gradnorm import gradnorm
 from grood_jax.detectors.gram import gram
 from grood_jax.detectors.grood import GroodState, grood
 from grood_jax.detectors.kl_matching import kl_matching
 from grood_jax.detectors.knn import knn
+from grood_jax.detectors.lts import lts
 from grood_jax.detectors.mahalanobis import mahalanobis
 from grood_jax.detectors.max_logit import max_logit
 from grood_jax.detectors.mcm import mcm
@@ -38,6 +42,7 @@ from grood_jax.detectors.nnguide import nnguide
 from grood_jax.detectors.odin import odin
 from grood_jax.detectors.openmax import openmax
 from grood_jax.detectors.react import react
+from grood_jax.detectors.relation import relation
 from grood_jax.detectors.relative_mahalanobis import relative_mahalanobis
 from grood_jax.detectors.residual import residual
 from grood_jax.detectors.scale import scale
@@ -45,6 +50,7 @@ from grood_jax.detectors.she import she
 from grood_jax.detectors.temperature_scaling import temperature_scaling
 from grood_jax.detectors.vim import vim
 from grood_jax.detectors.vra import vra
+from grood_jax.detectors.weiper import weiper
 from grood_jax.support import checks
 
 ENTRY_POINTS = "grood_jax.detectors"
@@ -57,15 +63,19 @@ _factories: dict[str, Callable[..., Detector]] = {
         msp,
         ash,
         auto,
+        cfood,
         dice,
         energy,
         entropy,
         fdbd,
         gen,
+        global_mahalanobis,
+        gmm,
         gradnorm,
         gram,
         kl_matching,
         knn,
+        lts,
         mahalanobis,
         max_logit,
         mcm,
@@ -74,6 +84,7 @@ _factories: dict[str, Callable[..., Detector]] = {
         odin,
         openmax,
         react,
+        relation,
         relative_mahalanobis,
         residual,
         scale,
@@ -81,6 +92,7 @@ _factories: dict[str, Callable[..., Detector]] = {
         temperature_scaling,
         vim,
         vra,
+        weiper,
     )
 }
 
@@ -95,6 +107,7 @@ __all__ = [
     "Validation",
     "ash",
     "auto",
+    "cfood",
     "combine",
     "create",
     "dice",
@@ -102,11 +115,14 @@ __all__ = [
     "entropy",
     "fdbd",
     "gen",
+    "global_mahalanobis",
+    "gmm",
     "gradnorm",
     "gram",
     "grood",
     "kl_matching",
     "knn",
+    "lts",
     "mahalanobis",
     "max_logit",
     "mcm",
@@ -120,6 +136,7 @@ __all__ = [
     "react",
     "rebuild",
     "register",
+    "relation",
     "relative_mahalanobis",
     "require_head",
     "residual",
@@ -128,6 +145,7 @@ __all__ = [
     "temperature_scaling",
     "vim",
     "vra",
+    "weiper",
 ]
 
 

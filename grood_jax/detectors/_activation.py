@@ -1,5 +1,6 @@
 """What the detectors have in common that shape the features before the class head."""
 
+import warnings
 from dataclasses import dataclass
 
 import jax
@@ -11,6 +12,9 @@ from grood_jax.detectors.base import Training, require_head
 
 LARGEST_EXPONENT = 64.0
 LARGEST_SUBNORMAL = 0x007FFFFF
+
+NEGATIVE = 0.1
+"""The share of negative features beyond which they are not what a ReLU leaves."""
 
 
 @jax.tree_util.register_dataclass
@@ -30,6 +34,24 @@ class Head:
 def head_of(name: str, training: Training) -> Head:
     """The class head of the training outputs; see `require_head` for what it raises."""
     return Head(*map(jnp.asarray, require_head(name, training)))
+
+
+def shaped_head(name: str, training: Training) -> Head:
+    """`head_of`, for detectors that shape activations as a ReLU leaves them.
+
+    Warns where features are negative, as those of transformers: percentiles and sums of such are
+    no measure of how active a sample is.
+    """
+    features = jnp.asarray(training.outputs.features)
+    share = float((features < 0).mean()) if features.size else 0.0
+    if share > NEGATIVE:
+        warnings.warn(
+            f"{name} shapes activations that are not negative, and {share:.0%} of the training "
+            "features are; expected those that follow a ReLU (transformers have others, for which "
+            "detectors of logits or distances are made)",
+            stacklevel=2,
+        )
+    return head_of(name, training)
 
 
 def energy(features: Float[Array, "b d"], head: Head) -> Float[Array, " b"]:

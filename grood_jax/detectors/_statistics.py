@@ -111,6 +111,35 @@ def unit_rows(rows: Float[Array, "b d"]) -> Float[Array, "b d"]:
     return scaled / jnp.where(norms > 0, norms, 1.0)
 
 
+def scaled_rows(rows: Float[Array, "b d"], exponent: float) -> Float[Array, "b d"]:
+    """Rows divided by their norms to a power: 1 leaves directions, 0 the rows as they are.
+
+    Zeros stay zeros, and no norm becomes larger than `LARGEST`.
+    """
+    if exponent == 0:
+        return rows
+    largest = jnp.max(jnp.abs(rows), axis=1, keepdims=True)
+    inner = rows / jnp.where(largest > 0, largest, 1.0)
+    norms = largest * jnp.linalg.norm(inner, axis=1, keepdims=True)
+    powers = jnp.where(norms > 0, norms, 1.0) ** (1.0 - exponent)
+    return unit_rows(rows) * jnp.minimum(powers, LARGEST)
+
+
+def exponent_of(normalize: bool, exponent: float | int | None) -> float:
+    """The power of the norm by which features are divided; ``normalize`` is 1.
+
+    Raises:
+      TypeError: an option of the wrong type.
+      ValueError: an exponent that is not finite, or one beside ``normalize`` that is not 1.
+    """
+    checks.flag("normalize", normalize)
+    if exponent is None:
+        return 1.0 if normalize else 0.0
+    if normalize and checks.number("exponent", exponent) != 1:
+        raise ValueError(f"exponent is {exponent}; expected None or 1 with normalize, which is 1")
+    return checks.number("exponent", exponent)
+
+
 def product(a: Float[Array, "b d"], b: Float[Array, "d r"]) -> Float[Array, "b r"]:
     """The matrix product in full float32, on accelerators too."""
     return jnp.matmul(a, b, precision=Precision.HIGHEST)
@@ -203,7 +232,7 @@ def warn_of_classes(
 
 
 def fit_class_gaussians(
-    name: str, training: Training, *, normalize: bool = False, shrinkage: float = 0.0
+    name: str, training: Training, *, exponent: float = 0.0, shrinkage: float = 0.0
 ) -> Gaussians:
     """A Gaussian of each class by label, with the covariance that they share.
 
@@ -212,14 +241,14 @@ def fit_class_gaussians(
     Args:
       name: the detector, for messages.
       training: the training data.
-      normalize: divide features by their norms first, as `unit_rows`.
+      exponent: the power of their norms by which features are divided first, as `scaled_rows`.
       shrinkage: the share towards the mean eigenvalue, as `_gaussians`; with one, nothing is lost
         where there are few samples, and there is no warning.
 
     Raises:
       ValueError: a class has no sample, or no class has samples that differ.
     """
-    features = _gaussian_features(training, normalize)
+    features = _gaussian_features(training, exponent)
     count, width = features.shape
     classes = training.outputs.logits.shape[1]
     means, counts = class_means(features, training.labels, classes)
@@ -231,35 +260,49 @@ def fit_class_gaussians(
             f"classes); {name} expects at least two samples of a class that differ, and for a "
             f"covariance of full rank {width} more samples than classes"
         )
-    if count - classes < width and shrinkage == 0:
-        warnings.warn(
-            f"{name} has {count} training samples of {classes} classes: the covariance of "
-            f"{width} features has at most rank {count - classes}, and directions beyond these do "
-            f"not count; expected at least {width + classes} samples",
-            stacklevel=2,
-        )
+    if shrinkage == 0:
+        _warn_of_rank(name, features, classes, f" of {classes} classes")
     return found
 
 
+def _warn_of_rank(name: str, features: Float[Array, "n d"], means: int, of: str) -> None:
+    """Warns where samples less the means taken of them are fewer than features."""
+    count, width = features.shape
+    if count - means < width:
+        warnings.warn(
+            f"{name} has {count} training samples{of}: the covariance of {width} features has at "
+            f"most rank {count - means}, and directions beyond these do not count; expected at "
+            f"least {width + means} samples",
+            stacklevel=2,
+        )
+
+
 def fit_background(
-    training: Training, *, normalize: bool = False, shrinkage: float = 0.0
+    training: Training,
+    *,
+    name: str | None = None,
+    exponent: float = 0.0,
+    shrinkage: float = 0.0,
 ) -> Gaussians:
     """One Gaussian of all training features; options as for `fit_class_gaussians`.
+
+    With the name of a detector it warns where there are no more samples than features.
 
     Raises:
       ValueError: the features do not vary.
     """
-    features = _gaussian_features(training, normalize)
+    features = _gaussian_features(training, exponent)
     labels = np.zeros(len(features), np.int32)
     found = _gaussians(features, class_means(features, labels, 1)[0], labels, shrinkage)
     if found is None:
         raise ValueError("training.outputs.features do not vary; expected samples that differ")
+    if name is not None and shrinkage == 0:
+        _warn_of_rank(name, features, 1, "")
     return found
 
 
-def _gaussian_features(training: Training, normalize: bool) -> Float[Array, "n d"]:
-    features = training_features(training)
-    return unit_rows(features) if normalize else features
+def _gaussian_features(training: Training, exponent: float) -> Float[Array, "n d"]:
+    return scaled_rows(training_features(training), exponent)
 
 
 def _gaussians(

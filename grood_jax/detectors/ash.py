@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from grood_jax.backbone.outputs import Outputs
-from grood_jax.detectors._activation import Head, energy, head_of, sharpening, strongest
+from grood_jax.detectors._activation import Head, energy, shaped_head, sharpening, strongest
 from grood_jax.detectors.base import Detector, Training
 from grood_jax.support import checks
 
@@ -32,7 +32,8 @@ def ash(*, variant: Literal["s", "p", "b"] = "b", percentile: float | int = 90.0
         authors' configurations, for ``"s"``. The best value differs by variant and data.
 
     Returns:
-      The detector; its scores are (B,) float32, higher for more OOD.
+      The detector; its scores are (B,) float32, higher for more OOD. Its ``fit`` warns where more
+      than a tenth of the training features are negative, as those of ViT and Swin are.
 
     Raises:
       ValueError: an option outside its range.
@@ -46,7 +47,7 @@ def ash(*, variant: Literal["s", "p", "b"] = "b", percentile: float | int = 90.0
 
     def fit(training: Training, key: Array) -> Head:
         del key
-        return head_of("ash", training)
+        return shaped_head("ash", training)
 
     def score(state: Head, outputs: Outputs) -> Float[Array, " b"]:
         features = jnp.asarray(outputs.features)

@@ -10,6 +10,9 @@ from grood_jax.detectors._probabilities import log_probabilities
 from grood_jax.detectors.base import Detector, Training
 from grood_jax.support import checks
 
+GRID = {"gamma": (0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0), "top": (10, 50, 100, 200, 500, 1000)}
+"""OpenOOD's."""
+
 
 def gen(*, gamma: float = 0.1, top: int = 100) -> Detector:
     """Generalised entropy; the score is ``Σ p_c^γ (1 − p_c)^γ`` over the M largest probabilities.
@@ -17,8 +20,8 @@ def gen(*, gamma: float = 0.1, top: int = 100) -> Detector:
     Nothing is fitted.
 
     Args:
-      gamma: γ, in (0, 1] (the paper's are below 1); 0.1 in the paper and in OpenOOD v1.5, which
-        may choose up to 10 on validation data.
+      gamma: γ, positive; 0.1 in the paper, whose are below 1, and in OpenOOD v1.5, which chooses
+        up to 10 on validation data. A large one makes 0 of confident samples, all alike.
       top: M; all classes where there are fewer. 100 in OpenOOD v1.5 and, for the thousand classes
         of ImageNet, in the paper.
 
@@ -34,7 +37,7 @@ def gen(*, gamma: float = 0.1, top: int = 100) -> Detector:
       Detection, CVPR 2023, section 3. Its score and OpenOOD's are the negative,
       higher for ID.
     """
-    gamma = checks.fraction("gamma", gamma, zero=False)
+    gamma = checks.positive("gamma", gamma)
     top = checks.at_least("top", top, 1)
 
     def fit(training: Training, key: Array) -> tuple[()]:
@@ -57,6 +60,6 @@ def gen(*, gamma: float = 0.1, top: int = 100) -> Detector:
         fit,
         score,
         {"gamma": gamma, "top": top},
-        grid={"gamma": (0.01, 0.1, 0.5, 1.0), "top": (10, 50, 100)},
+        grid=GRID,
         fit_key="gen",
     )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from grood_jax.backbone.outputs import Outputs
-from grood_jax.detectors._activation import Head, energy, head_of, percentile_of
+from grood_jax.detectors._activation import Head, energy, percentile_of, shaped_head
 from grood_jax.detectors.base import Detector, Training
 from grood_jax.support import checks
 
@@ -38,7 +38,8 @@ def react(*, percentile: float | int = 90.0) -> Detector:
       percentile: of the training features, in [0, 100]; 90 in the paper and in OpenOOD.
 
     Returns:
-      The detector; its scores are (B,) float32, higher for more OOD.
+      The detector; its scores are (B,) float32, higher for more OOD. Its ``fit`` warns where more
+      than a tenth of the training features are negative, as those of ViT and Swin are.
 
     Raises:
       ValueError: ``percentile`` outside its range.
@@ -51,7 +52,7 @@ def react(*, percentile: float | int = 90.0) -> Detector:
 
     def fit(training: Training, key: Array) -> ReactState:
         del key
-        head = head_of("react", training)
+        head = shaped_head("react", training)
         found = percentile_of(jnp.asarray(training.outputs.features), percentile)
         return ReactState(head, jnp.float32(found))
 

@@ -10,10 +10,11 @@ from jaxtyping import Array, Float
 from grood_jax.backbone.outputs import Outputs
 from grood_jax.detectors._statistics import (
     Gaussians,
+    exponent_of,
     fit_background,
     fit_class_gaussians,
     nearest_squared_distance,
-    unit_rows,
+    scaled_rows,
 )
 from grood_jax.detectors.base import Detector, Training
 from grood_jax.support import checks
@@ -33,7 +34,12 @@ class RelativeMahalanobisState:
     background: Gaussians
 
 
-def relative_mahalanobis(*, normalize: bool = False, shrinkage: float = 0.0) -> Detector:
+def relative_mahalanobis(
+    *,
+    normalize: bool = False,
+    exponent: float | int | None = None,
+    shrinkage: float = 0.0,
+) -> Detector:
     """Relative Mahalanobis distance; the score is ``min_c d_c(h) − d_0(h)``.
 
     ``d_c`` is the squared Mahalanobis distance to class c, as in `mahalanobis`, and ``d_0`` that to
@@ -42,6 +48,7 @@ def relative_mahalanobis(*, normalize: bool = False, shrinkage: float = 0.0) -> 
 
     Args:
       normalize: divide features by their norms first, as in `mahalanobis`.
+      exponent: β, divide features by their norms to this power, as in `mahalanobis`.
       shrinkage: of both covariances, each towards its own mean eigenvalue, as in `mahalanobis`.
 
     Returns:
@@ -50,28 +57,31 @@ def relative_mahalanobis(*, normalize: bool = False, shrinkage: float = 0.0) -> 
 
     Raises:
       TypeError: an option of the wrong type.
-      ValueError: ``shrinkage`` outside [0, 1].
+      ValueError: ``shrinkage`` outside [0, 1], ``exponent`` not finite, or not 1 with
+        ``normalize``.
 
     References:
       Ren, Fort, Liu, Roy, Padhy and Lakshminarayanan, arXiv 2106.09022, section 2; ``normalize``:
-      Müller and Hein, Mahalanobis++, arXiv 2505.18032.
+      Müller and Hein, Mahalanobis++, arXiv 2505.18032; ``exponent``: Janiak, Binkowski and
+      Kajdanowicz, arXiv 2510.15202. OpenOOD's leaderboard of July 2025 has AUROC 89.80 near and
+      92.20 far for CIFAR-10 with ResNet-18, and for ImageNet-1K with ViT-B/16 80.09 and 92.60, with
+      ``normalize`` 81.71 and 92.99.
     """
-    checks.flag("normalize", normalize)
+    power = exponent_of(normalize, exponent)
     shrinkage = checks.fraction("shrinkage", shrinkage)
 
     def fit(training: Training, key: Array) -> RelativeMahalanobisState:
         del key
-        given: dict[str, Any] = {"normalize": normalize, "shrinkage": shrinkage}
+        given: dict[str, Any] = {"exponent": power, "shrinkage": shrinkage}
         return RelativeMahalanobisState(
             fit_class_gaussians("relative_mahalanobis", training, **given),
             fit_background(training, **given),
         )
 
     def score(state: RelativeMahalanobisState, outputs: Outputs) -> Float[Array, " b"]:
-        features = jnp.asarray(outputs.features)
-        features = unit_rows(features) if normalize else features
+        features = scaled_rows(jnp.asarray(outputs.features), power)
         own = nearest_squared_distance(state.classes, features)
         return own - nearest_squared_distance(state.background, features)
 
-    options = {"normalize": normalize, "shrinkage": shrinkage}
+    options = {"normalize": normalize, "exponent": exponent, "shrinkage": shrinkage}
     return Detector("relative_mahalanobis", fit, score, options, logits=False)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from grood_jax.backbone.outputs import Outputs
-from grood_jax.detectors._activation import Head, energy, head_of, sharpening, strongest
+from grood_jax.detectors._activation import Head, energy, shaped_head, sharpening, strongest
 from grood_jax.detectors.base import Detector, Training
 from grood_jax.support import checks
 
@@ -24,7 +24,8 @@ def scale(*, percentile: float | int = 85.0) -> Detector:
         OpenOOD v1.5's configuration.
 
     Returns:
-      The detector; its scores are (B,) float32, higher for more OOD.
+      The detector; its scores are (B,) float32, higher for more OOD. Its ``fit`` warns where more
+      than a tenth of the training features are negative, as those of ViT and Swin are.
 
     Raises:
       ValueError: ``percentile`` outside its range.
@@ -37,7 +38,7 @@ def scale(*, percentile: float | int = 85.0) -> Detector:
 
     def fit(training: Training, key: Array) -> Head:
         del key
-        return head_of("scale", training)
+        return shaped_head("scale", training)
 
     def score(state: Head, outputs: Outputs) -> Float[Array, " b"]:
         features = jnp.asarray(outputs.features)

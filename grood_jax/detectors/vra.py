@@ -7,9 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from grood_jax.backbone.outputs import Outputs
-from grood_jax.detectors._activation import Head, energy, head_of, percentile_of
+from grood_jax.detectors._activation import Head, energy, percentile_of, shaped_head
 from grood_jax.detectors.base import Detector, Training
 from grood_jax.support import checks
+
+GRID = {"low": (1.0, 5.0, 10.0, 15.0), "high": (85.0, 90.0, 95.0, 99.0)}
+"""OpenOOD's."""
 
 
 @jax.tree_util.register_dataclass
@@ -41,10 +44,12 @@ def vra(*, low: float | int = 60.0, high: float | int = 95.0) -> Detector:
     Args:
       low: the percentile that is ``α``, in [0, 100].
       high: the percentile that is ``β``, in [0, 100]. The defaults 60 and 95 are the authors'
-        for CIFAR-100; they choose from 50 to 70 and 80 to 99. OpenOOD's are 10 and 90.
+        for CIFAR-100; they choose from 50 to 70 and 80 to 99. OpenOOD's are 10 and 90, and
+        it chooses from 1 to 15 and 85 to 99 on validation data, as ``grid``.
 
     Returns:
-      The detector; its scores are (B,) float32, higher for more OOD.
+      The detector; its scores are (B,) float32, higher for more OOD. Its ``fit`` warns where more
+      than a tenth of the training features are negative, as those of ViT and Swin are.
 
     Raises:
       ValueError: an option outside its range, or ``low`` above ``high``.
@@ -59,7 +64,7 @@ def vra(*, low: float | int = 60.0, high: float | int = 95.0) -> Detector:
 
     def fit(training: Training, key: Array) -> VraState:
         del key
-        head = head_of("vra", training)
+        head = shaped_head("vra", training)
         features = jnp.asarray(training.outputs.features)
         floor, ceiling = (jnp.float32(percentile_of(features, p)) for p in (low, high))
         return VraState(head, floor, ceiling)
@@ -69,4 +74,4 @@ def vra(*, low: float | int = 60.0, high: float | int = 95.0) -> Detector:
         shaped = jnp.where(features < state.floor, 0.0, jnp.minimum(features, state.ceiling))
         return energy(shaped, state.head)
 
-    return Detector("vra", fit, score, {"low": low, "high": high}, head=True)
+    return Detector("vra", fit, score, {"low": low, "high": high}, head=True, grid=GRID)

@@ -14,7 +14,13 @@ from grood_jax.backbone.outputs import Grams, Perturbed
 from grood_jax.detectors import Detector, Training
 
 WIDTH, CLASSES, SAMPLES, QUERIES = 12, 4, 80, 10
-SMALL = {"knn": {"k": 5}, "nnguide": {"k": 5}, "grood": {"ood_prototype": "prototype-mean"}}
+SMALL = {
+    "cfood": {"sampling_ratio": 1.0},
+    "knn": {"k": 5},
+    "nnguide": {"k": 5},
+    "grood": {"ood_prototype": "prototype-mean"},
+    "weiper": {"repeats": 5},
+}
 NAMES = [name for name in detectors.names()]
 every_detector = pytest.mark.parametrize("name", NAMES)
 
@@ -22,9 +28,13 @@ WITHIN_ROUNDING = 2e-5
 """What the order of float32 sums may change, relative to the largest score."""
 
 SEE_NO_SCALE = {
+    "cfood": "features are normalised",
+    "global_mahalanobis": "distances are in deviations of the features",
     "knn": "features are normalised",
     "nnguide": "features are normalised",
+    "lts": "ratios of sums of features",
     "mahalanobis": "distances are in deviations of the features",
+    "relation": "features are normalised",
     "relative_mahalanobis": "distances are in deviations of the features",
 }
 """Detectors whose papers' scores do not depend on the unit of features, the logits being given."""

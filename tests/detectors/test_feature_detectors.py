@@ -117,13 +117,16 @@ def by_relative_mahalanobis(training, x, z, share=0.0):
     return (class_distances(training, x, share) - background[:, None]).min(axis=1)
 
 
-def on_the_sphere(reference, share):
-    """A reference for normalised features and a shrunk covariance."""
+def on_the_sphere(reference, share, exponent=1.0):
+    """A reference for features divided by a power of their norms, and a shrunk covariance."""
+
+    def scaled(rows):
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True) ** exponent
 
     def found(training, x, z):
-        h = unit(wide(training.outputs)[0])
+        h = scaled(wide(training.outputs)[0])
         outputs = gj.Outputs(h, training.outputs.logits)
-        return reference(replace(training, outputs=outputs), unit(x), z, share)
+        return reference(replace(training, outputs=outputs), scaled(x), z, share)
 
     return found
 
@@ -195,6 +198,14 @@ MADE = {
     "relative_mahalanobis++": (
         relative_mahalanobis(normalize=True, shrinkage=0.3),
         on_the_sphere(by_relative_mahalanobis, 0.3),
+    ),
+    "mahalanobis-beta++": (
+        mahalanobis(exponent=0.5, shrinkage=0.1),
+        on_the_sphere(by_mahalanobis, 0.1, 0.5),
+    ),
+    "relative_mahalanobis-beta++": (
+        relative_mahalanobis(exponent=-0.5, shrinkage=0.1),
+        on_the_sphere(by_relative_mahalanobis, 0.1, -0.5),
     ),
     "residual": (residual(), by_residual),
     "vim": (vim(dim=5), by_vim),
@@ -313,6 +324,9 @@ def test_the_head_is_asked_for_where_it_is_needed(name):
         (knn, {"sampling_ratio": 0}, ValueError, "sampling_ratio is 0"),
         (mahalanobis, {"shrinkage": 1.5}, ValueError, "shrinkage is 1.5"),
         (mahalanobis, {"normalize": 1}, TypeError, "normalize is 1"),
+        (mahalanobis, {"normalize": True, "exponent": 2}, ValueError, "exponent is 2; expected"),
+        (mahalanobis, {"exponent": float("inf")}, ValueError, "exponent is inf"),
+        (relative_mahalanobis, {"exponent": "no"}, TypeError, "exponent is 'no'"),
         (relative_mahalanobis, {"shrinkage": "no"}, TypeError, "shrinkage is 'no'"),
         (relative_mahalanobis, {"normalize": None}, TypeError, "normalize is None"),
         (vim, {"dim": 0}, ValueError, "dim is 0"),
@@ -335,8 +349,8 @@ def test_bad_options_are_refused(factory, options, error, message, unchecked):
     ("factory", "options"),
     [
         (knn, {"k": 50, "sampling_ratio": 1.0}),
-        (mahalanobis, {"normalize": False, "shrinkage": 0.0}),
-        (relative_mahalanobis, {"normalize": False, "shrinkage": 0.0}),
+        (mahalanobis, {"normalize": False, "exponent": None, "shrinkage": 0.0}),
+        (relative_mahalanobis, {"normalize": False, "exponent": None, "shrinkage": 0.0}),
         (vim, {"dim": None}),
         (residual, {"dim": None}),
         (she, {"metric": "inner_product"}),
@@ -425,6 +439,25 @@ def test_nnguide_in_blocks_equals_nnguide_at_once(sign, monkeypatch):
 
 
 # Mahalanobis: covariances
+
+
+def test_an_exponent_of_one_is_normalisation_and_of_zero_none():
+    training, queries = make()
+    for exponent, normalize in ((1, True), (0, False)):
+        found = scores(mahalanobis(exponent=exponent), training, queries)
+        np.testing.assert_array_equal(
+            found, scores(mahalanobis(normalize=normalize), training, queries)
+        )
+
+
+@pytest.mark.parametrize("exponent", [-1.0, 0.5, 1.0, 2.0])
+def test_rows_scaled_by_a_power_of_their_norms(exponent):
+    rows = np.array([[3.0, -4.0], [0.0, 0.0], [6e-4, 8e-4], [3e12, 4e12]], np.float32)
+    norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        expected = np.where(norms > 0, rows / norms * np.minimum(norms ** (1 - exponent), 1e18), 0)
+    found = statistics.scaled_rows(jnp.asarray(rows), exponent)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_mahalanobis_is_the_same_in_other_coordinates():

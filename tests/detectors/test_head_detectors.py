@@ -400,3 +400,10 @@ def test_percentiles_equal_numpys(kind, percentile):
 def test_a_percentile_of_nothing_is_refused():
     with pytest.raises(ValueError, match=r"have shape \(0, 20\); expected at least one row"):
         percentile_of(jnp.zeros((0, D)), 90.0)
+
+
+@pytest.mark.parametrize("name", ["react", "ash-b", "scale", "vra"])
+def test_shaping_features_that_are_negative_is_warned_of(name):
+    features = TRAIN - np.median(TRAIN) - 0.1
+    with pytest.warns(UserWarning, match="shapes activations that are not negative, and [4-9]"):
+        fitted(DETECTORS[name], features)
