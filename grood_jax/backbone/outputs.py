@@ -61,7 +61,15 @@ class Grams(_Request):
     powers: tuple[int, ...]
 
 
-Need = Mix | Perturbed | Grams
+@dataclass(frozen=True)
+class LayerMeans(_Request):
+    """A request for the means over all places of each sample's middle activations.
+
+    Yields one array (B, C_l) float32 of each layer l.
+    """
+
+
+Need = Mix | Perturbed | Grams | LayerMeans
 """What a forward pass can be asked for beside features and logits."""
 
 

@@ -30,6 +30,7 @@ from grood_jax.detectors.grood import GroodState, grood
 from grood_jax.detectors.kl_matching import kl_matching
 from grood_jax.detectors.knn import knn
 from grood_jax.detectors.mahalanobis import mahalanobis
+from grood_jax.detectors.mahalanobis_ensemble import mahalanobis_ensemble
 from grood_jax.detectors.max_logit import max_logit
 from grood_jax.detectors.mcm import mcm
 from grood_jax.detectors.msp import msp
@@ -67,6 +68,7 @@ _factories: dict[str, Callable[..., Detector]] = {
         kl_matching,
         knn,
         mahalanobis,
+        mahalanobis_ensemble,
         max_logit,
         mcm,
         nci,
@@ -108,6 +110,7 @@ __all__ = [
     "kl_matching",
     "knn",
     "mahalanobis",
+    "mahalanobis_ensemble",
     "max_logit",
     "mcm",
     "msp",

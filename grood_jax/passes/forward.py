@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from grood_jax.backbone.backbone import Backbone
-from grood_jax.backbone.outputs import Grams, Need, Outputs, Perturbed
+from grood_jax.backbone.outputs import Grams, LayerMeans, Need, Outputs, Perturbed
 from grood_jax.data import Batch
 from grood_jax.maths.grams import gram_sums
 from grood_jax.maths.mixup import mix_with_prototypes, other_classes
@@ -114,7 +114,7 @@ def require_needs(backbone: Backbone, needs: Mapping[Need, str], images: Any) ->
       UserError: the backbone has no middle layers, no gradient, or does not know the images' scale.
     """
     for need, name in needs.items():
-        if isinstance(need, Grams) and backbone.layers is None:
+        if isinstance(need, Grams | LayerMeans) and backbone.layers is None:
             raise UserError(
                 f"{name} needs the activations of middle layers, and the backbone has none; make "
                 "it of a model with a method `activations(images)`, or give it `layers`"
@@ -219,6 +219,8 @@ def with_extra(
             # The compiler finds what this has in common with the pass itself.
             layers = backbone.middle(images)
             extra[need] = tuple(gram_sums(layer, need.powers) for layer in layers)
+        elif isinstance(need, LayerMeans):
+            extra[need] = tuple(map(_mean_of_places, backbone.middle(images)))
         elif early_prototypes is None:
             raise ValueError("early_prototypes is None; expected (C, ...), what is mixed in")
         else:
@@ -226,6 +228,11 @@ def with_extra(
             targets = other_classes(logits, need.classes, present_classes(need.present))
             extra[need] = mixed_features(backbone, hidden, early_prototypes, targets, need.weight)
     return replace(outputs, extra=extra)
+
+
+def _mean_of_places(activations: Float[Array, "b ... c"]) -> Float[Array, "b c"]:
+    # In float32, whatever the network computes in: hundreds of places are summed.
+    return activations.astype(jnp.float32).mean(axis=tuple(range(1, activations.ndim - 1)))
 
 
 def _perturbed_logits(
