@@ -69,7 +69,22 @@ class LayerMeans(_Request):
     """
 
 
-Need = Mix | Perturbed | Grams | LayerMeans
+@dataclass(frozen=True)
+class Nudged(_Request):
+    """A request for the features of each image moved where it matters least to its class.
+
+    Yields (B, D) float32; see `grood_jax.maths.perturbation`.
+
+    Attributes:
+      share: of an image's numbers that are moved.
+      step: how far, in units of the normalised images that the model takes.
+    """
+
+    share: float
+    step: float
+
+
+Need = Mix | Perturbed | Grams | LayerMeans | Nudged
 """What a forward pass can be asked for beside features and logits."""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
 
+from grood_jax.detectors.adascale import adascale
 from grood_jax.detectors.ash import ash
 from grood_jax.detectors.auto import AutoState, auto
 from grood_jax.detectors.base import (
@@ -56,6 +57,7 @@ _factories: dict[str, Callable[..., Detector]] = {
     for factory in (
         grood,
         msp,
+        adascale,
         ash,
         auto,
         dice,
@@ -95,6 +97,7 @@ __all__ = [
     "OODSource",
     "Training",
     "Validation",
+    "adascale",
     "ash",
     "auto",
     "combine",

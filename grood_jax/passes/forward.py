@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from grood_jax.backbone.backbone import Backbone
-from grood_jax.backbone.outputs import Grams, LayerMeans, Need, Outputs, Perturbed
+from grood_jax.backbone.outputs import Grams, LayerMeans, Need, Nudged, Outputs, Perturbed
 from grood_jax.data import Batch
 from grood_jax.maths.grams import gram_sums
 from grood_jax.maths.mixup import mix_with_prototypes, other_classes
-from grood_jax.maths.perturbation import perturb
+from grood_jax.maths.perturbation import nudge, perturb
 from grood_jax.passes.devices import (
     ALL,
     DIVIDED,
@@ -119,14 +119,14 @@ def require_needs(backbone: Backbone, needs: Mapping[Need, str], images: Any) ->
                 f"{name} needs the activations of middle layers, and the backbone has none; make "
                 "it of a model with a method `activations(images)`, or give it `layers`"
             )
-        if isinstance(need, Perturbed):
-            if not backbone.input_std:
+        if isinstance(need, Perturbed | Nudged):
+            if isinstance(need, Perturbed) and not backbone.input_std:
                 raise UserError(
                     f"{name} moves pixels, and the backbone does not say what images were divided "
                     "by; give it `input_std`"
                 )
             try:
-                jax.eval_shape(partial(_perturbed_logits, need), backbone, jnp.asarray(images))
+                jax.eval_shape(partial(_of_moved, need), backbone, jnp.asarray(images))
             except Exception as error:
                 line = first_line(error)
                 raise UserError(
@@ -213,8 +213,8 @@ def with_extra(
     outputs = backbone.finish(hidden)
     extra: dict[Need, Any] = {}
     for need in needs:
-        if isinstance(need, Perturbed):
-            extra[need] = _perturbed_logits(need, backbone, images)
+        if isinstance(need, Perturbed | Nudged):
+            extra[need] = _of_moved(need, backbone, images)
         elif isinstance(need, Grams):
             # The compiler finds what this has in common with the pass itself.
             layers = backbone.middle(images)
@@ -235,13 +235,18 @@ def _mean_of_places(activations: Float[Array, "b ... c"]) -> Float[Array, "b c"]
     return activations.astype(jnp.float32).mean(axis=tuple(range(1, activations.ndim - 1)))
 
 
-def _perturbed_logits(
-    need: Perturbed, backbone: Backbone, images: Shaped[Array, "b ..."]
-) -> Float[Array, "b c"]:
+def _of_moved(
+    need: Perturbed | Nudged, backbone: Backbone, images: Shaped[Array, "b ..."]
+) -> Float[Array, "b _"]:
+    """Logits or features of images that are moved as is needed."""
+
     def logits_of(images: Float[Array, "b ..."]) -> Float[Array, "b c"]:
         return jnp.asarray(backbone(images).logits)
 
     images = backbone.normalized(images)
+    if isinstance(need, Nudged):
+        moved = nudge(logits_of, images, need.share, need.step)
+        return jnp.asarray(backbone(moved).features)
     return logits_of(perturb(logits_of, images, backbone.input_std, need.temperature, need.noise))
 
 

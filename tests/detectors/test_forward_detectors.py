@@ -10,8 +10,17 @@ import pytest
 import grood_jax as gj
 from grood_jax.backbone.backbone import Backbone
 from grood_jax.backbone.outputs import LayerMeans
-from grood_jax.detectors import Training, create, mahalanobis, mahalanobis_ensemble
+from grood_jax.detectors import (
+    Training,
+    adascale,
+    create,
+    mahalanobis,
+    mahalanobis_ensemble,
+)
+from grood_jax.detectors.adascale import AdaScaleState
+from grood_jax.maths.perturbation import nudge
 from grood_jax.passes import forward
+from grood_jax.support.errors import UserError
 
 CLASSES, WIDTH, SIZE = 3, 5, 4
 SAMPLES, QUERIES = 60, 9
@@ -145,5 +154,93 @@ def test_the_ensemble_names_the_layer_of_which_it_complains(backbone, key):
 def test_a_backbone_that_cannot_is_refused(backbone, name):
     bare = Backbone.from_functions(backbone.arrays, first_layer, last_layers)
     needs = dict.fromkeys(create(name).needs, "mine")
-    with pytest.raises(gj.UserError, match="^mine needs "):
+    with pytest.raises(UserError, match="^mine needs "):
         forward.require_needs(bare, needs, images(2, 0))
+
+
+def gradients64(backbone, pixels):
+    """Of each image's predicted logit, by the chain rule."""
+    arrays, pixels = wide(backbone), np.asarray(pixels, np.float64)
+    first, second = layers64(backbone, pixels)
+    logits = second.mean(axis=(1, 2)) @ arrays["head"] + arrays["bias"]
+    back = arrays["head"].T[logits.argmax(axis=1)][:, None, None] / SIZE**2
+    back = (back * (second > 0)) @ arrays["two"].T
+    return (back * (first > 0)) @ arrays["one"].T
+
+
+def nudged64(backbone, pixels, share, step):
+    moved = np.array(pixels, np.float64).reshape(len(pixels), -1)
+    slopes = gradients64(backbone, pixels).reshape(moved.shape)
+    for image, slope in zip(moved, slopes, strict=True):
+        least = np.argsort(np.abs(slope), kind="stable")[: max(1, int(share * slope.size))]
+        image[least] += step * np.sign(slope[least])
+    return moved.reshape(pixels.shape)
+
+
+def test_images_are_nudged_where_the_gradient_is_smallest(backbone):
+    pixels = images(QUERIES, 2)
+    found = jax.jit(lambda x: nudge(lambda y: backbone(y).logits, x, 0.6, 0.5))(pixels)
+    np.testing.assert_allclose(found, nudged64(backbone, pixels, 0.6, 0.5), atol=1e-5)
+    slopes = gradients64(backbone, pixels)
+    assert ((found == pixels) == (slopes == 0)).mean() > 0.5 and (slopes == 0).any()
+
+
+def adascale64(backbone, pixels, share):
+    features = layers64(backbone, pixels)[1].mean(axis=(1, 2))
+    moved = layers64(backbone, nudged64(backbone, pixels, share, 0.5))[1].mean(axis=(1, 2))
+    shifts = []
+    for own, other in zip(features, moved, strict=True):
+        order = np.argsort(-own, kind="stable")
+        shift = np.abs(own - other)[order[:2]].sum()
+        shifts.append(10 * shift + np.maximum(other, 0)[order[:3]].sum())
+    return features, np.array(shifts)
+
+
+@pytest.mark.parametrize("variant", ["a", "l"])
+def test_adascale_scales_by_a_percentile_of_its_own(backbone, key, variant):
+    detector = adascale(
+        variant=variant,
+        percentiles=(20, 80),
+        shift_share=40,
+        correction_share=60,
+        pixel_share=0.6,
+    )
+    state = detector.fit(training_of(backbone, detector), key)
+    found = jax.jit(detector.score)(state, outputs_of(backbone, detector, QUERIES, 2))
+    known = adascale64(backbone, images(SAMPLES, 1), 0.6)[1]
+    arrays = wide(backbone)
+    for score, own, shift in zip(
+        found, *adascale64(backbone, images(QUERIES, 2), 0.6), strict=True
+    ):
+        percentile = 20 + (1 - np.mean(known <= shift)) * 60
+        kept = np.sort(own)[::-1][: WIDTH - round(WIDTH * percentile / 100)]
+        ratio = own.sum() / kept.sum()
+        scaled = own * np.exp(ratio) if variant == "a" else own
+        logits = scaled @ arrays["head"] + arrays["bias"]
+        logits = logits if variant == "a" else logits * ratio**2
+        np.testing.assert_allclose(score, -np.log(np.exp(logits).sum()), rtol=1e-4)
+
+
+def test_adascale_without_a_positive_feature_scales_by_one():
+    detector, features = adascale(variant="l"), jnp.asarray([[-1.0, -2.0], [0.0, 0.0]])
+    (need,) = detector.needs
+    logits = jnp.asarray([[1.0, 2.0], [3.0, 4.0]])
+    state = AdaScaleState(jnp.zeros(1), None)
+    found = jax.jit(detector.score)(state, gj.Outputs(features, logits, {need: features}))
+    np.testing.assert_allclose(found, -jax.nn.logsumexp(logits, axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("percentiles", [(60,), (80, 70), (0, 50), (50, 100), (1, 2, 3)])
+def test_percentiles_that_do_not_ascend_are_refused(percentiles):
+    with pytest.raises(ValueError, match="percentiles is .*; expected two, 0 < p_min < p_max"):
+        adascale(percentiles=percentiles)
+    assert len(adascale().grid["percentiles"]) == 36
+
+
+def test_adascale_needs_a_gradient(backbone):
+    def closed(arrays, images):
+        return jax.pure_callback(np.asarray, jax.typeof(images), images)
+
+    bare = Backbone.from_functions({}, closed, lambda arrays, x: (x[:, 0, 0], x[:, 0, 0]))
+    with pytest.raises(UserError, match="^mine needs the gradient of the logits"):
+        forward.require_needs(bare, dict.fromkeys(adascale().needs, "mine"), images(2, 0))
