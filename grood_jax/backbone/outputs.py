@@ -49,6 +49,17 @@ class Perturbed(_Request):
 
 
 @dataclass(frozen=True)
+class PerturbedMost(Perturbed):
+    """As `Perturbed`, but only the numbers of an image that matter most are moved.
+
+    Attributes:
+      numbers: how many, each one channel at one place.
+    """
+
+    numbers: int
+
+
+@dataclass(frozen=True)
 class Grams(_Request):
     """A request for sums of the rows of Gram matrices of each sample's middle activations.
 

@@ -28,6 +28,7 @@ from grood_jax.detectors.gen import gen
 from grood_jax.detectors.gradnorm import gradnorm
 from grood_jax.detectors.gram import gram
 from grood_jax.detectors.grood import GroodState, grood
+from grood_jax.detectors.i_odin import i_odin
 from grood_jax.detectors.kl_matching import kl_matching
 from grood_jax.detectors.knn import knn
 from grood_jax.detectors.mahalanobis import mahalanobis
@@ -67,6 +68,7 @@ _factories: dict[str, Callable[..., Detector]] = {
         gen,
         gradnorm,
         gram,
+        i_odin,
         kl_matching,
         knn,
         mahalanobis,
@@ -110,6 +112,7 @@ __all__ = [
     "gradnorm",
     "gram",
     "grood",
+    "i_odin",
     "kl_matching",
     "knn",
     "mahalanobis",

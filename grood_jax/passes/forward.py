@@ -12,7 +12,15 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from grood_jax.backbone.backbone import Backbone
-from grood_jax.backbone.outputs import Grams, LayerMeans, Need, Nudged, Outputs, Perturbed
+from grood_jax.backbone.outputs import (
+    Grams,
+    LayerMeans,
+    Need,
+    Nudged,
+    Outputs,
+    Perturbed,
+    PerturbedMost,
+)
 from grood_jax.data import Batch
 from grood_jax.maths.grams import gram_sums
 from grood_jax.maths.mixup import mix_with_prototypes, other_classes
@@ -247,7 +255,8 @@ def _of_moved(
     if isinstance(need, Nudged):
         moved = nudge(logits_of, images, need.share, need.step)
         return jnp.asarray(backbone(moved).features)
-    return logits_of(perturb(logits_of, images, backbone.input_std, need.temperature, need.noise))
+    std, most = backbone.input_std, need.numbers if isinstance(need, PerturbedMost) else None
+    return logits_of(perturb(logits_of, images, std, need.temperature, need.noise, most))
 
 
 def mixed_features(

@@ -181,7 +181,7 @@ def test_gigantic_features_give_an_error_of_ones_own_or_finite_scores(name):
     assert np.isfinite(np.asarray(score(detector, state, huge))).all()
 
 
-@pytest.mark.parametrize("name", ["odin", "gram", "mahalanobis_ensemble", "adascale"])
+@pytest.mark.parametrize("name", ["odin", "gram", "mahalanobis_ensemble", "adascale", "i_odin"])
 def test_bare_outputs_are_refused_by_detectors_that_need_more(name):
     detector, training, queries, state = made(name)
     bare = gj.Outputs(queries.features, queries.logits)

@@ -14,11 +14,13 @@ from grood_jax.detectors import (
     Training,
     adascale,
     create,
+    i_odin,
     mahalanobis,
     mahalanobis_ensemble,
+    odin,
 )
 from grood_jax.detectors.adascale import AdaScaleState
-from grood_jax.maths.perturbation import nudge
+from grood_jax.maths.perturbation import nudge, perturb
 from grood_jax.passes import forward
 from grood_jax.support.errors import UserError
 
@@ -244,3 +246,20 @@ def test_adascale_needs_a_gradient(backbone):
     bare = Backbone.from_functions({}, closed, lambda arrays, x: (x[:, 0, 0], x[:, 0, 0]))
     with pytest.raises(UserError, match="^mine needs the gradient of the logits"):
         forward.require_needs(bare, dict.fromkeys(adascale().needs, "mine"), images(2, 0))
+
+
+def test_i_odin_is_odin_of_images_moved_at_one_number(backbone, key):
+    detector, pixels = i_odin(temperature=10.0, noise=0.05), images(QUERIES, 2)
+    found = detector.score((), outputs_of(backbone, detector, QUERIES, 2))
+    moved = perturb(lambda x: backbone(x).logits, pixels, backbone.input_std, 10.0, 0.05, 1)
+    arrays = wide(backbone)
+    features = layers64(backbone, moved)[1].mean(axis=(1, 2))
+    powers = np.exp((features @ arrays["head"] + arrays["bias"]) / 10.0)
+    np.testing.assert_allclose(found, 1 - powers.max(axis=1) / powers.sum(axis=1), rtol=1e-5)
+    every = i_odin(temperature=10.0, noise=0.05, numbers=SIZE * SIZE * 2)
+    whole = odin(temperature=10.0, noise=0.05)
+    expected = whole.score((), outputs_of(backbone, whole, QUERIES, 2))
+    np.testing.assert_array_equal(
+        every.score((), outputs_of(backbone, every, QUERIES, 2)), expected
+    )
+    assert every.grid == whole.grid
