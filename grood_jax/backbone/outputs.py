@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -95,7 +95,21 @@ class Nudged(_Request):
     step: float
 
 
-Need = Mix | Perturbed | Grams | LayerMeans | Nudged
+@dataclass(frozen=True)
+class Deflated(_Request):
+    """A request for what comes of activations without their largest singular component.
+
+    Yields features (B, D) float32, the means over all places of the last middle layer, or logits
+    (B, C) float32, of the activations at the cut; see `grood_jax.maths.deflation`.
+
+    Attributes:
+      where: which activations are altered.
+    """
+
+    where: Literal["last", "cut"]
+
+
+Need = Mix | Perturbed | Grams | LayerMeans | Nudged | Deflated
 """What a forward pass can be asked for beside features and logits."""
 
 

@@ -40,6 +40,7 @@ from grood_jax.detectors.nci import nci
 from grood_jax.detectors.nnguide import nnguide
 from grood_jax.detectors.odin import odin
 from grood_jax.detectors.openmax import openmax
+from grood_jax.detectors.rankfeat import rankfeat
 from grood_jax.detectors.react import react
 from grood_jax.detectors.relative_mahalanobis import relative_mahalanobis
 from grood_jax.detectors.residual import residual
@@ -79,6 +80,7 @@ _factories: dict[str, Callable[..., Detector]] = {
         nnguide,
         odin,
         openmax,
+        rankfeat,
         react,
         relative_mahalanobis,
         residual,
@@ -126,6 +128,7 @@ __all__ = [
     "odin",
     "openmax",
     "options",
+    "rankfeat",
     "react",
     "rebuild",
     "register",

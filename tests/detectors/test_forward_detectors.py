@@ -18,8 +18,10 @@ from grood_jax.detectors import (
     mahalanobis,
     mahalanobis_ensemble,
     odin,
+    rankfeat,
 )
 from grood_jax.detectors.adascale import AdaScaleState
+from grood_jax.maths.deflation import without_largest_component
 from grood_jax.maths.perturbation import nudge, perturb
 from grood_jax.passes import forward
 from grood_jax.support.errors import UserError
@@ -152,7 +154,7 @@ def test_the_ensemble_names_the_layer_of_which_it_complains(backbone, key):
         fit(jnp.tile(first, (1, 20)), second)
 
 
-@pytest.mark.parametrize("name", ["mahalanobis_ensemble"])
+@pytest.mark.parametrize("name", ["mahalanobis_ensemble", "rankfeat"])
 def test_a_backbone_that_cannot_is_refused(backbone, name):
     bare = Backbone.from_functions(backbone.arrays, first_layer, last_layers)
     needs = dict.fromkeys(create(name).needs, "mine")
@@ -263,3 +265,52 @@ def test_i_odin_is_odin_of_images_moved_at_one_number(backbone, key):
         every.score((), outputs_of(backbone, every, QUERIES, 2)), expected
     )
     assert every.grid == whole.grid
+
+
+def deflated64(activations):
+    flat = activations.reshape(len(activations), -1, activations.shape[-1])
+    u, s, v = np.linalg.svd(flat, full_matrices=False)
+    return (flat - s[:, :1, None] * u[:, :, :1] * v[:, :1]).reshape(activations.shape)
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 3, 4), (6, 5, 12), (6, 1, 3), (6, 3, 1)])
+def test_the_largest_component_is_that_of_the_svd(shape):
+    activations = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    activations[0] = 0
+    expected, run = deflated64(activations.astype(np.float64)), jax.jit(without_largest_component)
+    for scale in (1e-15, 1.0, 1e25):
+        found = run(jnp.asarray(activations * np.float32(scale)))
+        np.testing.assert_allclose(np.asarray(found, np.float64) / scale, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("where", ["last", "cut", "both"])
+def test_rankfeat_is_the_energy_of_what_is_left(backbone, key, where):
+    detector = rankfeat(where=where)
+    state = detector.fit(training_of(backbone, detector), key)
+    found = detector.score(state, outputs_of(backbone, detector, QUERIES, 2))
+    arrays, (first, second) = wide(backbone), layers64(backbone, images(QUERIES, 2))
+    through = np.maximum(deflated64(first) @ arrays["two"], 0)
+    kinds = {"last": deflated64(second).mean(axis=(1, 2)), "cut": through.mean(axis=(1, 2))}
+    taken = kinds if where == "both" else (where,)
+    logits = np.mean([kinds[kind] for kind in taken], axis=0) @ arrays["head"] + arrays["bias"]
+    np.testing.assert_allclose(found, -np.log(np.exp(logits).sum(axis=1)), rtol=1e-4, atol=1e-5)
+
+
+def test_rankfeat_refuses_features_that_are_no_mean_of_the_last_layer(backbone):
+    pixels, needs = images(2, 0), dict.fromkeys(rankfeat().needs, "mine")
+    forward.require_needs(backbone, needs, pixels)
+    first = replace(backbone, layers=lambda arrays, images: (first_layer(arrays, images),))
+    with pytest.raises(UserError, match=r"^mine .*; found a layer \(2, 4, 4, 4\) and features "):
+        forward.require_needs(first, needs, pixels)
+
+    def doubled(arrays, images):
+        return (2 * middle_layers(arrays, images)[1],)
+
+    with pytest.raises(UserError, match="^mine .*; the mean differs from the features by up to"):
+        forward.require_needs(replace(backbone, layers=doubled), needs, pixels)
+
+    def one_place(arrays, images):
+        return (middle_layers(arrays, images)[1].mean(axis=(1, 2)),)
+
+    with pytest.raises(UserError, match=r"^mine .*; found a layer \(2, 5\)"):
+        forward.require_needs(replace(backbone, layers=one_place), needs, pixels)
