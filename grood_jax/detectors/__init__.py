@@ -36,6 +36,7 @@ from grood_jax.detectors.mahalanobis_ensemble import mahalanobis_ensemble
 from grood_jax.detectors.max_logit import max_logit
 from grood_jax.detectors.mcm import mcm
 from grood_jax.detectors.msp import msp
+from grood_jax.detectors.nac_ue import nac_ue
 from grood_jax.detectors.nci import nci
 from grood_jax.detectors.nnguide import nnguide
 from grood_jax.detectors.odin import odin
@@ -76,6 +77,7 @@ _factories: dict[str, Callable[..., Detector]] = {
         mahalanobis_ensemble,
         max_logit,
         mcm,
+        nac_ue,
         nci,
         nnguide,
         odin,
@@ -122,6 +124,7 @@ __all__ = [
     "max_logit",
     "mcm",
     "msp",
+    "nac_ue",
     "names",
     "nci",
     "nnguide",

@@ -17,10 +17,12 @@ from grood_jax.detectors import (
     i_odin,
     mahalanobis,
     mahalanobis_ensemble,
+    nac_ue,
     odin,
     rankfeat,
 )
 from grood_jax.detectors.adascale import AdaScaleState
+from grood_jax.detectors.nac_ue import _balanced
 from grood_jax.maths.deflation import without_largest_component
 from grood_jax.maths.perturbation import nudge, perturb
 from grood_jax.passes import forward
@@ -314,3 +316,51 @@ def test_rankfeat_refuses_features_that_are_no_mean_of_the_last_layer(backbone):
 
     with pytest.raises(UserError, match=r"^mine .*; found a layer \(2, 5\)"):
         forward.require_needs(replace(backbone, layers=one_place), needs, pixels)
+
+
+def test_nac_ue_counts_the_states_of_training_samples_in_the_same_bin(backbone, key):
+    detector = nac_ue(steepness=5.0, enough=7, bins=10, samples=SAMPLES)
+    state = detector.fit(training_of(backbone, detector), key)
+    found = jax.jit(detector.score)(state, outputs_of(backbone, detector, QUERIES, 2))
+    arrays = wide(backbone)
+
+    def states(pixels):
+        features = layers64(backbone, pixels)[1].mean(axis=(1, 2))
+        powers = np.exp(features @ arrays["head"] + arrays["bias"])
+        slopes = (powers / powers.sum(axis=1, keepdims=True) - 1 / CLASSES) @ arrays["head"].T
+        return 1 / (1 + np.exp(-5.0 * features * slopes))
+
+    lower = np.log(np.linspace(1, np.sqrt(1000), 5)) / np.log(1000)
+    edges = np.array([*lower[:-1], 0.5, *(1 - lower[:-1])[::-1]])
+    known, test = states(images(SAMPLES, 1)), states(images(QUERIES, 2))
+    covered = np.zeros(test.shape)
+    for row, feature in np.ndindex(*test.shape):
+        where = np.searchsorted(edges, test[row, feature], side="right")
+        same = np.searchsorted(edges, known[:, feature], side="right") == where
+        covered[row, feature] = min(same.sum() / 7, 1)
+    np.testing.assert_allclose(found, 1 - covered.mean(axis=1), atol=1e-6)
+
+
+def test_the_gradient_of_nac_ue_is_that_of_the_divergence(backbone):
+    arrays = backbone.arrays
+    features = jnp.asarray(np.random.default_rng(3).normal(size=WIDTH), jnp.float32)
+
+    def divergence(features):
+        logits = features @ arrays["head"] + arrays["bias"]
+        return -jax.nn.log_softmax(logits).mean() - jnp.log(CLASSES)
+
+    p = jax.nn.softmax(features @ arrays["head"] + arrays["bias"])
+    by_hand = arrays["head"] @ (p - 1 / CLASSES)
+    np.testing.assert_allclose(jax.grad(divergence)(features), by_hand, rtol=1e-4, atol=1e-6)
+
+
+def test_nac_ue_takes_equally_many_of_each_class(key):
+    labels = np.array([0] * 10 + [2] * 4)
+    assert (np.bincount(labels[_balanced(labels, 6, key)]) == [3, 0, 3]).all()
+    assert (np.bincount(labels[_balanced(labels, 99, key)]) == [4, 0, 4]).all()
+    assert (np.bincount(labels[_balanced(labels, 1, key)]) == [1, 0, 1]).all()
+
+
+def test_an_odd_number_of_bins_is_refused():
+    with pytest.raises(ValueError, match="bins is 51; expected an even number"):
+        nac_ue(bins=51)
