@@ -1,5 +1,6 @@
 """Images moved along the gradient of their predicted class (arXiv 1706.02690, 2503.08023)."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -44,9 +45,9 @@ def perturb(
     gradient = jax.grad(loss)(images)
     ascent = jnp.where(gradient >= 0, 1.0, -1.0)
     if most is not None:
-        sizes = jnp.abs(gradient).reshape(len(images), -1)
+        sizes = _rows(jnp.abs(gradient))
         places = jax.lax.top_k(sizes, min(most, sizes.shape[1]))[1]
-        rows = jnp.arange(len(images))[:, None]
+        rows = jnp.arange(images.shape[0])[:, None]
         ascent *= jnp.zeros_like(sizes).at[rows, places].set(1.0).reshape(images.shape)
     std = jnp.asarray(input_std, images.dtype).reshape((1,) * (images.ndim - 1) + (-1,))
     return images - noise * ascent / std
@@ -81,9 +82,14 @@ def nudge(
     def predicted(images: Float[Array, "b ..."]) -> Float[Array, ""]:
         return logits_of(images).max(axis=1).sum()
 
-    ascent = jax.grad(predicted)(images).reshape(len(images), -1)
+    ascent = _rows(jax.grad(predicted)(images))
     count = max(1, int(share * ascent.shape[1]))
     places = jax.lax.top_k(-jnp.abs(ascent), count)[1]
-    rows = jnp.arange(len(images))[:, None]
+    rows = jnp.arange(images.shape[0])[:, None]
     steps = jnp.zeros_like(ascent).at[rows, places].set(jnp.sign(ascent[rows, places]))
     return images + step * steps.reshape(images.shape)
+
+
+def _rows(images: Float[Array, "b ..."]) -> Float[Array, "b n"]:
+    # Of a number of images that may not be known: no `len`, no −1.
+    return images.reshape(images.shape[0], math.prod(images.shape[1:]))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 import grood_jax as gj
 from grood_jax.backbone.backbone import Backbone
@@ -364,3 +365,13 @@ def test_nac_ue_takes_equally_many_of_each_class(key):
 def test_an_odd_number_of_bins_is_refused():
     with pytest.raises(ValueError, match="bins is 51; expected an even number"):
         nac_ue(bins=51)
+
+
+def test_what_is_needed_can_be_exported_for_any_number_of_images(backbone):
+    made = (mahalanobis_ensemble(), adascale(), i_odin(), rankfeat(where="both"))
+    needs = tuple(need for detector in made for need in detector.needs)
+    (count,) = export.symbolic_shape("b")
+    shape = jax.ShapeDtypeStruct((count, SIZE, SIZE, 2), jnp.float32)
+    run = jax.jit(lambda images: forward.network_outputs(backbone, images, None, needs).extra)
+    exported = export.export(run, platforms=("cpu", "cuda", "tpu"))(shape)
+    assert {leaf.shape[0] for leaf in exported.out_avals} == {count}
