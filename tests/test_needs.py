@@ -25,6 +25,7 @@ from grood_jax.support.structures import put_together, take_apart
 
 PREPROCESSING = Preprocessing(8, 1, mean=(0.5,), std=(0.25,))
 ROWS, CLASSES = 40, 4
+CUT = {"rankfeat": {"where": "cut"}}
 
 
 def small(**options):
@@ -100,7 +101,7 @@ def test_gram_and_odin_through_the_harness(key):
 
 @pytest.mark.slow
 def test_all_detectors_share_one_pass_over_each_set(key):
-    """Counted: the second stage runs once a batch, and twice more where ODIN moves images."""
+    """Counted: the second stage runs once a batch, and twice more where a detector moves images."""
     runs = []
 
     def counted(arrays, hidden):
@@ -119,11 +120,13 @@ def test_all_detectors_share_one_pass_over_each_set(key):
     def read(images, rows=None):
         return batches(images, PREPROCESSING, batch_size=64, indices=rows)
 
-    every = {name: create(name) for name in names()}
+    every = {name: create(name, **CUT.get(name, {})) for name in names()}
     fitted = fitting.fit_detectors(backbone, lambda rows: read(data, rows), every, key=key)
     jax.effects_barrier()
-    # 160 images in batches of 64; one image in a batch of its own; and all once more mixed.
-    assert len(runs) == 3 + 1 + 3
+    # 160 images in batches of 64, and one image in a batch of its own, moved too; and all once
+    # more mixed.
+    moving = [name for name in every if name in ("adascale", "i_odin", "odin")]
+    assert len(runs) == (3 + 1) * (1 + 2) + 3
     runs.clear()
     outputs = fitting.extract(
         backbone,
@@ -132,7 +135,8 @@ def test_all_detectors_share_one_pass_over_each_set(key):
         early_prototypes=fitted.early_prototypes,
     )
     jax.effects_barrier()
-    assert len(runs) == 2 * 3
+    # Once more from the cut, without the largest component.
+    assert len(runs) == 2 * (1 + 2 * len(moving) + 1)
     for name, found in fitted.detectors.items():
         scores = fitting.score(found.detector, found.state, outputs)
         assert np.isfinite(scores).all()
@@ -143,7 +147,7 @@ def test_all_detectors_share_one_pass_over_each_set(key):
         assert again.options == found.detector.options
         np.testing.assert_array_equal(fitting.score(again, state, outputs), scores)
     jax.effects_barrier()
-    assert len(runs) == 2 * 3
+    assert len(runs) == 2 * (1 + 2 * len(moving) + 1)
 
 
 @pytest.mark.slow

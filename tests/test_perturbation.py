@@ -15,11 +15,13 @@ def logits_of(images):
     return images.reshape(len(images), -1) @ jnp.asarray(WEIGHTS, jnp.float32)
 
 
-def moved(images, std, temperature, noise):
+def moved(images, std, temperature, noise, most=None):
     scaled = images.reshape(len(images), -1).astype(np.float64) @ WEIGHTS / temperature
     powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     p = powers / powers.sum(axis=1, keepdims=True)
     gradient = (p - np.eye(CLASSES)[scaled.argmax(axis=1)]) @ WEIGHTS.T
+    for row in gradient if most else ():
+        row[np.argsort(-np.abs(row), kind="stable")[most:]] = 0
     return images - noise * np.sign(gradient).reshape(images.shape) / np.asarray(std)
 
 
@@ -33,6 +35,16 @@ def test_against_the_gradient_by_hand(temperature, noise):
     np.testing.assert_allclose(run(jnp.asarray(images)), expected, atol=1e-6)
     # No sample moves another.
     np.testing.assert_allclose(run(jnp.asarray(images[:3])), expected[:3], atol=1e-6)
+
+
+@pytest.mark.parametrize("most", [1, 5, 99])
+def test_only_what_matters_most_is_moved(most):
+    images = np.random.default_rng(1).normal(size=(20, *SHAPE)).astype(np.float32)
+    std = (0.25, 0.5)
+    run = jax.jit(lambda x: perturb(logits_of, x, std, 10.0, 0.1, most))
+    found = np.asarray(run(jnp.asarray(images)))
+    np.testing.assert_allclose(found, moved(images, std, 10.0, 0.1, most), atol=1e-6)
+    assert ((found != images).sum(axis=(1, 2, 3)) == min(most, 12)).all()
 
 
 def test_a_gradient_of_zero_counts_as_positive():

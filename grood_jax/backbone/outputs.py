@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -49,6 +49,17 @@ class Perturbed(_Request):
 
 
 @dataclass(frozen=True)
+class PerturbedMost(Perturbed):
+    """As `Perturbed`, but only the numbers of an image that matter most are moved.
+
+    Attributes:
+      numbers: how many, each one channel at one place.
+    """
+
+    numbers: int
+
+
+@dataclass(frozen=True)
 class Grams(_Request):
     """A request for sums of the rows of Gram matrices of each sample's middle activations.
 
@@ -61,7 +72,44 @@ class Grams(_Request):
     powers: tuple[int, ...]
 
 
-Need = Mix | Perturbed | Grams
+@dataclass(frozen=True)
+class LayerMeans(_Request):
+    """A request for the means over all places of each sample's middle activations.
+
+    Yields one array (B, C_l) float32 of each layer l.
+    """
+
+
+@dataclass(frozen=True)
+class Nudged(_Request):
+    """A request for the features of each image moved where it matters least to its class.
+
+    Yields (B, D) float32; see `grood_jax.maths.perturbation`.
+
+    Attributes:
+      share: of an image's numbers that are moved.
+      step: how far, in units of the normalised images that the model takes.
+    """
+
+    share: float
+    step: float
+
+
+@dataclass(frozen=True)
+class Deflated(_Request):
+    """A request for what comes of activations without their largest singular component.
+
+    Yields features (B, D) float32, the means over all places of the last middle layer, or logits
+    (B, C) float32, of the activations at the cut; see `grood_jax.maths.deflation`.
+
+    Attributes:
+      where: which activations are altered.
+    """
+
+    where: Literal["last", "cut"]
+
+
+Need = Mix | Perturbed | Grams | LayerMeans | Nudged | Deflated
 """What a forward pass can be asked for beside features and logits."""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
 
+from grood_jax.detectors.adascale import adascale
 from grood_jax.detectors.ash import ash
 from grood_jax.detectors.auto import AutoState, auto
 from grood_jax.detectors.base import (
@@ -30,17 +31,21 @@ from grood_jax.detectors.gmm import gmm
 from grood_jax.detectors.gradnorm import gradnorm
 from grood_jax.detectors.gram import gram
 from grood_jax.detectors.grood import GroodState, grood
+from grood_jax.detectors.i_odin import i_odin
 from grood_jax.detectors.kl_matching import kl_matching
 from grood_jax.detectors.knn import knn
 from grood_jax.detectors.lts import lts
 from grood_jax.detectors.mahalanobis import mahalanobis
+from grood_jax.detectors.mahalanobis_ensemble import mahalanobis_ensemble
 from grood_jax.detectors.max_logit import max_logit
 from grood_jax.detectors.mcm import mcm
 from grood_jax.detectors.msp import msp
+from grood_jax.detectors.nac_ue import nac_ue
 from grood_jax.detectors.nci import nci
 from grood_jax.detectors.nnguide import nnguide
 from grood_jax.detectors.odin import odin
 from grood_jax.detectors.openmax import openmax
+from grood_jax.detectors.rankfeat import rankfeat
 from grood_jax.detectors.react import react
 from grood_jax.detectors.relation import relation
 from grood_jax.detectors.relative_mahalanobis import relative_mahalanobis
@@ -61,6 +66,7 @@ _factories: dict[str, Callable[..., Detector]] = {
     for factory in (
         grood,
         msp,
+        adascale,
         ash,
         auto,
         cfood,
@@ -73,16 +79,20 @@ _factories: dict[str, Callable[..., Detector]] = {
         gmm,
         gradnorm,
         gram,
+        i_odin,
         kl_matching,
         knn,
         lts,
         mahalanobis,
+        mahalanobis_ensemble,
         max_logit,
         mcm,
+        nac_ue,
         nci,
         nnguide,
         odin,
         openmax,
+        rankfeat,
         react,
         relation,
         relative_mahalanobis,
@@ -105,6 +115,7 @@ __all__ = [
     "OODSource",
     "Training",
     "Validation",
+    "adascale",
     "ash",
     "auto",
     "cfood",
@@ -120,19 +131,23 @@ __all__ = [
     "gradnorm",
     "gram",
     "grood",
+    "i_odin",
     "kl_matching",
     "knn",
     "lts",
     "mahalanobis",
+    "mahalanobis_ensemble",
     "max_logit",
     "mcm",
     "msp",
+    "nac_ue",
     "names",
     "nci",
     "nnguide",
     "odin",
     "openmax",
     "options",
+    "rankfeat",
     "react",
     "rebuild",
     "register",

@@ -12,11 +12,21 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from grood_jax.backbone.backbone import Backbone
-from grood_jax.backbone.outputs import Grams, Need, Outputs, Perturbed
+from grood_jax.backbone.outputs import (
+    Deflated,
+    Grams,
+    LayerMeans,
+    Need,
+    Nudged,
+    Outputs,
+    Perturbed,
+    PerturbedMost,
+)
 from grood_jax.data import Batch
+from grood_jax.maths.deflation import without_largest_component
 from grood_jax.maths.grams import gram_sums
 from grood_jax.maths.mixup import mix_with_prototypes, other_classes
-from grood_jax.maths.perturbation import perturb
+from grood_jax.maths.perturbation import nudge, perturb
 from grood_jax.passes.devices import (
     ALL,
     DIVIDED,
@@ -30,6 +40,9 @@ from grood_jax.passes.processes import joined
 from grood_jax.support.errors import UserError, first_line
 
 Labelled = tuple[Outputs, Int[np.ndarray, " n"]]
+
+POOLED = 2.0**-6
+"""By how much features in bfloat16 may differ from the means of a layer, of the largest."""
 
 TrainingBatches = Callable[[np.ndarray | None], Iterable[Batch]]
 """Batches of the training rows given, in that order; of all rows for None.
@@ -111,28 +124,51 @@ def require_needs(backbone: Backbone, needs: Mapping[Need, str], images: Any) ->
       images: a batch.
 
     Raises:
-      UserError: the backbone has no middle layers, no gradient, or does not know the images' scale.
+      UserError: the backbone has no middle layers, no gradient, does not know the images' scale, or
+        its features are no means of the last middle layer, where they should be.
     """
     for need, name in needs.items():
-        if isinstance(need, Grams) and backbone.layers is None:
+        layered = isinstance(need, Grams | LayerMeans) or need == Deflated("last")
+        if layered and backbone.layers is None:
             raise UserError(
                 f"{name} needs the activations of middle layers, and the backbone has none; make "
                 "it of a model with a method `activations(images)`, or give it `layers`"
             )
-        if isinstance(need, Perturbed):
-            if not backbone.input_std:
+        if need == Deflated("last"):
+            _require_pooled(backbone, name, images)
+        if isinstance(need, Perturbed | Nudged):
+            if isinstance(need, Perturbed) and not backbone.input_std:
                 raise UserError(
                     f"{name} moves pixels, and the backbone does not say what images were divided "
                     "by; give it `input_std`"
                 )
             try:
-                jax.eval_shape(partial(_perturbed_logits, need), backbone, jnp.asarray(images))
+                jax.eval_shape(partial(_of_moved, need), backbone, jnp.asarray(images))
             except Exception as error:
                 line = first_line(error)
                 raise UserError(
                     f"{name} needs the gradient of the logits with respect to images, and the "
                     f"backbone cannot give it: {line}"
                 ) from error
+
+
+def _require_pooled(backbone: Backbone, name: str, images: Any) -> None:
+    """Refuses a backbone whose features are no means of its last middle layer; runs one batch."""
+    mesh = mesh_of(backbone)
+    outputs = network_outputs(
+        backbone, divided(np.asarray(images), mesh), None, (LayerMeans(),), mesh
+    )
+    means, features = np.asarray(outputs.extra[LayerMeans()][-1]), np.asarray(outputs.features)
+    expected = (
+        f"{name} expects a backbone whose last middle layer has several places, and features that "
+        "are its mean over these"
+    )
+    layer = jax.eval_shape(lambda own, x: own.middle(x)[-1], backbone, jnp.asarray(images)).shape
+    if means.shape != features.shape or np.prod(layer[1:-1]) < 2:
+        raise UserError(f"{expected}; found a layer {layer} and features {features.shape}")
+    apart = np.abs(means - features).max()
+    if not apart <= POOLED * np.abs(features).max():
+        raise UserError(f"{expected}; the mean differs from the features by up to {apart:.3g}")
 
 
 def valid_rows(tree: Any, valid: Bool[np.ndarray, " b"]) -> Any:
@@ -213,12 +249,16 @@ def with_extra(
     outputs = backbone.finish(hidden)
     extra: dict[Need, Any] = {}
     for need in needs:
-        if isinstance(need, Perturbed):
-            extra[need] = _perturbed_logits(need, backbone, images)
+        if isinstance(need, Perturbed | Nudged):
+            extra[need] = _of_moved(need, backbone, images)
         elif isinstance(need, Grams):
             # The compiler finds what this has in common with the pass itself.
             layers = backbone.middle(images)
             extra[need] = tuple(gram_sums(layer, need.powers) for layer in layers)
+        elif isinstance(need, Deflated):
+            extra[need] = _deflated(need, backbone, images, hidden)
+        elif isinstance(need, LayerMeans):
+            extra[need] = tuple(map(_mean_of_places, backbone.middle(images)))
         elif early_prototypes is None:
             raise ValueError("early_prototypes is None; expected (C, ...), what is mixed in")
         else:
@@ -228,14 +268,37 @@ def with_extra(
     return replace(outputs, extra=extra)
 
 
-def _perturbed_logits(
-    need: Perturbed, backbone: Backbone, images: Shaped[Array, "b ..."]
-) -> Float[Array, "b c"]:
+def _mean_of_places(activations: Float[Array, "b ... c"]) -> Float[Array, "b c"]:
+    # In float32, whatever the network computes in: hundreds of places are summed.
+    return activations.astype(jnp.float32).mean(axis=tuple(range(1, activations.ndim - 1)))
+
+
+def _deflated(
+    need: Deflated,
+    backbone: Backbone,
+    images: Float[Array, "b ..."],
+    hidden: Float[Array, "b ..."],
+) -> Float[Array, "b _"]:
+    if need.where == "last":
+        return _mean_of_places(without_largest_component(backbone.middle(images)[-1]))
+    rest = without_largest_component(hidden).astype(hidden.dtype)
+    return jnp.asarray(backbone.finish(rest).logits)
+
+
+def _of_moved(
+    need: Perturbed | Nudged, backbone: Backbone, images: Shaped[Array, "b ..."]
+) -> Float[Array, "b _"]:
+    """Logits or features of images that are moved as is needed."""
+
     def logits_of(images: Float[Array, "b ..."]) -> Float[Array, "b c"]:
         return jnp.asarray(backbone(images).logits)
 
     images = backbone.normalized(images)
-    return logits_of(perturb(logits_of, images, backbone.input_std, need.temperature, need.noise))
+    if isinstance(need, Nudged):
+        moved = nudge(logits_of, images, need.share, need.step)
+        return jnp.asarray(backbone(moved).features)
+    std, most = backbone.input_std, need.numbers if isinstance(need, PerturbedMost) else None
+    return logits_of(perturb(logits_of, images, std, need.temperature, need.noise, most))
 
 
 def mixed_features(

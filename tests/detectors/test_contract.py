@@ -10,7 +10,7 @@ import pytest
 
 import grood_jax as gj
 from grood_jax import detectors
-from grood_jax.backbone.outputs import Grams, Perturbed
+from grood_jax.backbone.outputs import Deflated, Grams, LayerMeans, Nudged, Perturbed
 from grood_jax.detectors import Detector, Training
 
 WIDTH, CLASSES, SAMPLES, QUERIES = 12, 4, 80, 10
@@ -54,6 +54,12 @@ def outputs(features, weights, bias, detector):
         if isinstance(need, Grams):
             powers = np.arange(1, len(need.powers) + 1, dtype=np.float32)[None, :, None]
             extra[need] = (np.abs(features)[:, None, :] * powers,)
+        if isinstance(need, Deflated):
+            extra[need] = jnp.asarray((features if need.where == "last" else logits) / 2)
+        if isinstance(need, Nudged):
+            extra[need] = jnp.asarray(features * np.float32(0.9))
+        if isinstance(need, LayerMeans):
+            extra[need] = (features, features[:, ::2])
     return gj.Outputs(jnp.asarray(features), jnp.asarray(logits), extra)
 
 
@@ -187,7 +193,7 @@ def test_gigantic_features_give_an_error_of_ones_own_or_finite_scores(name):
     assert np.isfinite(np.asarray(score(detector, state, huge))).all()
 
 
-@pytest.mark.parametrize("name", ["odin", "gram"])
+@pytest.mark.parametrize("name", [name for name in NAMES if create(name).needs])
 def test_bare_outputs_are_refused_by_detectors_that_need_more(name):
     detector, training, queries, state = made(name)
     bare = gj.Outputs(queries.features, queries.logits)
