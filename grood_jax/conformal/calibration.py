@@ -77,12 +77,12 @@ def calibrate(
             raise ValueError(
                 f"{missing} is None; expected both classes and num_classes, or neither"
             )
-        return Calibration(jnp.asarray(np.sort(values)), None)
+        return Calibration(checks.placed(np.sort(values)), None)
     count = checks.at_least("num_classes", num_classes, 1, MOST_CLASSES)
     groups = np.asarray(checks.classes("classes", classes, count, values.shape))
     order = np.lexsort((values, groups))
     starts = np.searchsorted(groups[order], np.arange(count + 1)).astype(np.int32)
-    return Calibration(jnp.asarray(values[order]), jnp.asarray(starts))
+    return Calibration(checks.placed(values[order]), checks.placed(starts))
 
 
 def conformal_p_values(

@@ -261,7 +261,7 @@ def _validation_labels(
 
 def _require_finite(name: str, array: Float[Array | np.ndarray, "n ..."]) -> None:
     try:
-        checks.finite(name, jnp.asarray(array))
+        checks.finite(name, checks.placed(array))
     except ValueError:
         bad = ~np.isfinite(np.asarray(array))
         rows = np.flatnonzero(bad.any(axis=tuple(range(1, bad.ndim))))

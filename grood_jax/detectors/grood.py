@@ -251,7 +251,7 @@ class _Grood:
                 f"({np.count_nonzero(correct)} correctly classified samples, sampling_ratio "
                 f"{self.sampling_ratio})"
             )
-        return jnp.asarray(chosen)
+        return checks.placed(chosen)
 
     def _require_others(self, num_classes: int) -> None:
         """Raises ValueError where there are too few classes to mix with."""
@@ -274,7 +274,7 @@ class _Grood:
             return GroodState(prototypes, self._centers(prototypes, training.ood), None)
         chosen = self.rows(training, key)
         center = self._centers(prototypes, training.ood)
-        sample = _flat_gradients(features[chosen], prototypes, center)
+        sample = _flat_gradients(checks.rows(features, chosen), prototypes, center)
         if self.mix is not None:
             if training.mixed is None:
                 raise ValueError("training.mixed is None; expected mixed features (R, K, D)")
@@ -325,7 +325,7 @@ def _flat_gradients(
     ood_prototype: Float[Array, "*m d"],
 ) -> Float[Array, "b g"]:
     """A row for each sample, of D numbers for each OOD prototype."""
-    found = gradients(jnp.asarray(features), prototypes, ood_prototype)
+    found = gradients(checks.placed(features), prototypes, ood_prototype)
     return found.reshape(len(found), ood_prototype.size)
 
 
@@ -355,9 +355,9 @@ def _ood_prototype(
 ) -> Float[Array, " d"]:
     if ood is None or len(ood.features) == 0:
         raise ValueError(f"training.ood is empty; expected outputs for ood_prototype {source!r}")
-    features = checks.finite("training.ood.features", jnp.asarray(ood.features))
+    features = checks.finite("training.ood.features", checks.placed(ood.features))
     if source in ("noise", "raw-noise"):
-        features = features[least_like_training(jnp.asarray(ood.logits))]
+        features = features[least_like_training(checks.placed(ood.logits))]
     elif farthest_fifth:
         nearest = distances_to(features, prototypes).min(axis=1)
         features = features[jax.lax.top_k(nearest, max(1, len(features) // 5))[1]]

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -190,8 +189,8 @@ def prepare(
     early = mixes or any(isinstance(source, MixedTraining) for source in sources)
     fit_needs = tuple(sorted({need for _, d in detectors for need in d.fit_needs}))
     seen = run_training_set(backbone, train, early=early, needs=fit_needs, memo=memo)
-    logits = jnp.asarray(seen.outputs.logits)
-    right = int((logits.argmax(axis=1) == seen.labels).sum())
+    logits = checks.placed(seen.outputs.logits)
+    right = int((np.asarray(logits).argmax(axis=1) == np.asarray(seen.labels)).sum())
     warn_of_chance("the training set", right, *logits.shape)
 
     def outputs_of(batches: Iterable[Batch], about: Mapping[str, Any]) -> Outputs:
@@ -214,11 +213,12 @@ def prepare(
         raise TypeError(f"ood source is {source!r}; expected one of {OODSource}")
 
     ood = {
-        source: jax.tree.map(jnp.asarray, stand_in(source)) for source in sorted(sources, key=repr)
+        source: jax.tree.map(checks.placed, stand_in(source))
+        for source in sorted(sources, key=repr)
     }
     held_in = None
     if id_validation is not None and any(detector.id_validation for _, detector in detectors):
-        held_in = jax.tree.map(jnp.asarray, id_validation())
+        held_in = jax.tree.map(checks.placed, id_validation())
     return Fitter(seen, ood, head, fit_key, held_in)
 
 
@@ -246,12 +246,12 @@ def from_outputs(
         raise UserError("there are no images, only a network's outputs")
 
     backbone = Backbone.from_functions({}, no_images, no_images)
-    on_device = Outputs(jnp.asarray(outputs.features), jnp.asarray(outputs.logits))
-    seen = TrainingPass(backbone, no_images, on_device, jnp.asarray(labels), None)
+    on_device = Outputs(checks.placed(outputs.features), checks.placed(outputs.logits))
+    seen = TrainingPass(backbone, no_images, on_device, checks.placed(labels), None)
     right = int((np.asarray(outputs.logits).argmax(axis=1) == labels).sum())
     warn_of_chance("the training set", right, *outputs.logits.shape)
-    layer = None if head is None else (jnp.asarray(head[0]), jnp.asarray(head[1]))
-    held_in = None if id_validation is None else jax.tree.map(jnp.asarray, id_validation)
+    layer = None if head is None else (checks.placed(head[0]), checks.placed(head[1]))
+    held_in = None if id_validation is None else jax.tree.map(checks.placed, id_validation)
     fit_key = jax.random.split(checks.key("key", key), 3)[2]
     return Fitter(seen, {}, layer, fit_key, id_validation=held_in)
 

@@ -1,5 +1,7 @@
 """Mix-up with early class prototypes at an intermediate layer (arXiv 2312.14427, section 3)."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +33,13 @@ def other_classes(
         raise ValueError(
             f"count is {count}; expected from 1 to {available - 1}, with {available} classes"
         )
+    return _others(logits, count, present)
+
+
+@partial(jax.jit, static_argnums=1)
+def _others(
+    logits: Float[Array, "b c"], count: int, present: Int[Array, " p"] | None
+) -> Int[Array, "b k"]:
     kept = jnp.ones(logits.shape[1], bool)
     if present is not None:
         kept = jnp.zeros_like(kept).at[present].set(True)

@@ -255,7 +255,7 @@ def _require_one_width(shapes: Sequence[tuple[int, ...]]) -> None:
 def _build(rows: Float[Array, "n d"], memory: int) -> Bank:
     if isinstance(rows, jax.core.Tracer):
         return assemble(rows, jnp.zeros((rows.shape[1], 0)), memory)
-    return assemble(rows, jnp.asarray(choose_axes(rows)), memory)
+    return assemble(rows, checks.placed(choose_axes(rows)), memory)
 
 
 def choose_axes(rows: Float[Array | np.ndarray, "n d"]) -> Float[np.ndarray, "d r"]:

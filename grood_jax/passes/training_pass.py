@@ -80,7 +80,7 @@ class TrainingPass:
         targets = self._others(rows, 1, source.present)[:, 0]
         form = Form(("features", "logits"), Outputs.arrays, Outputs.from_arrays)
         outputs = self._second_pass(rows, targets, source.weight, _forward_mixed, form)
-        return jax.tree.map(jnp.asarray, outputs)
+        return jax.tree.map(checks.placed, outputs)
 
     def mixed_copies(self, rows: Int[np.ndarray, " r"], mix: Mix) -> Float[Array, "r k d"]:
         """Features of the rows' mixed copies."""
@@ -88,14 +88,14 @@ class TrainingPass:
         form: Form[np.ndarray] = Form(
             ("mixed",), lambda copies: {"mixed": copies}, lambda arrays: arrays["mixed"]
         )
-        return jnp.asarray(
+        return checks.placed(
             self._second_pass(rows, targets, mix.weight, _forward_mixed_copies, form)
         )
 
     def _others(
         self, rows: Int[np.ndarray, " r"], count: int, present: tuple[int, ...]
     ) -> Int[np.ndarray, "r k"]:
-        logits = jnp.asarray(self.outputs.logits)[rows]
+        logits = checks.rows(self.outputs.logits, rows)
         return np.asarray(other_classes(logits, count, present_classes(present)))
 
     def _second_pass(
@@ -181,14 +181,14 @@ def run_training_set(
 
     outputs, labels, prototypes = memo({"set": "training set"}, form, make)
     # What is large beside these stays on the host.
-    features, logits = jnp.asarray(outputs.features), jnp.asarray(outputs.logits)
+    features, logits = checks.placed(outputs.features), checks.placed(outputs.logits)
     outputs = replace(outputs, features=features, logits=logits)
     checks.finite("features of the training set", features)
     checks.finite("logits of the training set", logits)
     if prototypes is not None:
-        prototypes = jnp.asarray(prototypes)
+        prototypes = checks.placed(prototypes)
         checks.finite("class means of the activations at the cut", prototypes)
-    return TrainingPass(backbone, train, outputs, jnp.asarray(labels), prototypes, memo)
+    return TrainingPass(backbone, train, outputs, checks.placed(labels), prototypes, memo)
 
 
 def _training_form(early: bool, needs: tuple[Need, ...]) -> Form[TrainingResults]:
@@ -287,8 +287,10 @@ def _require_rows_alone(outputs: Outputs, alone: Outputs, row: int) -> None:
 
 def _on_device(outputs: Outputs, valid: Bool[np.ndarray, " b"]) -> Outputs:
     """The valid rows, features and logits where they are: detectors are fitted there."""
-    rows = slice(None) if valid.all() else np.flatnonzero(valid)
-    features, logits = (jnp.asarray(part)[rows] for part in (outputs.features, outputs.logits))
+    features, logits = (checks.placed(part) for part in (outputs.features, outputs.logits))
+    if not valid.all():
+        chosen = np.flatnonzero(valid)
+        features, logits = checks.rows(features, chosen), checks.rows(logits, chosen)
     return Outputs(features, logits, valid_rows(outputs.extra, valid))
 
 

@@ -55,7 +55,7 @@ def read(folder: Traversable) -> Loaded:
     with manifests.described(KIND, folder):
         about = json.loads((folder / f"{NAME}.json").read_text("utf-8"))
         with (folder / f"{NAME}.npz").open("rb") as file, np.load(file) as stored:
-            arrays = _nested({name: jax.numpy.asarray(stored[name]) for name in stored})
+            arrays = _nested({name: jax.device_put(stored[name]) for name in stored})
         spec = checkpoints.spec_of(Path(NAME), about["spec"])
         model = checkpoints.model_of(spec, arrays)
         fingerprint = checkpoints.fingerprint(model)

@@ -115,6 +115,17 @@ def classes(name: str, labels: Any, count: int, shape: Sequence[Any]) -> jax.Arr
     return jnp.asarray(array, jnp.int32)
 
 
+def placed(array: Any) -> jax.Array:
+    """An array on the device. `jax.numpy.asarray` compiles a program for each shape of NumPy's."""
+    return jax.device_put(array) if isinstance(array, np.ndarray) else jnp.asarray(array)
+
+
+@jax.jit
+def rows(array: jax.Array, chosen: jax.Array) -> jax.Array:
+    """Some rows of an array, (N, ...), by one program: ``array[chosen]`` compiles seven."""
+    return array[chosen]
+
+
 def array_of(name: str, array: Any) -> Any:
     """``array`` as it is if it is a JAX array, else as NumPy reads it."""
     if isinstance(array, jax.Array):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from grood_jax.support.arrays import array_of, classes, finite, key, room, shaped
+    from grood_jax.support.arrays import array_of, classes, finite, key, placed, room, rows, shaped
 
 __all__ = [
     "array_of",
@@ -21,8 +21,10 @@ __all__ = [
     "fraction",
     "key",
     "percent",
+    "placed",
     "positive",
     "room",
+    "rows",
     "seed",
     "shaped",
 ]

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -13,6 +12,7 @@ from grood_jax.backbone.outputs import Outputs
 from grood_jax.detectors.grood import GroodState, compared_gradients
 from grood_jax.evaluation.fitting import Fitted
 from grood_jax.evaluation.report.contents import ShownSet
+from grood_jax.support import checks
 
 ID_SAMPLES, OTHER_SAMPLES = 1000, 300
 
@@ -123,5 +123,5 @@ def _sample(shown: ShownSet, most: int) -> Outputs:
 
 
 def _gradients(fitted: Fitted, outputs: Outputs) -> Float[np.ndarray, "n d"]:
-    outputs = jax.tree.map(jnp.asarray, outputs)
+    outputs = jax.tree.map(checks.placed, outputs)
     return np.asarray(compared_gradients(fitted.detector, fitted.state, outputs), np.float64)
