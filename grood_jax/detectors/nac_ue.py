@@ -19,6 +19,10 @@ SPREAD = 1000.0
 """How much finer the authors' bins are at ½, where features matter least, than at 0 and 1."""
 
 
+MOST_BINS = 10_000
+"""The state holds a number for each feature and bin."""
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class CoverageState:
@@ -58,8 +62,8 @@ def nac_ue(
       steepness: α; 100 in the authors' configuration of this layer for CIFAR-10, as are the next;
         50 for CIFAR-100 and 3000 for ImageNet.
       enough: O, the training samples that cover a bin wholly, at least 1; 50, and 10 for ImageNet.
-      bins: M, an even number of at least 4; as in the authors' code there are two fewer in which a
-        state can lie; 50.
+      bins: M, an even number from 4 to 10,000; as in the authors' code, states can lie in all
+        but two; 50.
       samples: how many training samples are taken, at most; 1000.
 
     Returns:
@@ -74,7 +78,7 @@ def nac_ue(
     """
     steepness = checks.positive("steepness", steepness)
     enough = checks.at_least("enough", enough, 1)
-    edges = jnp.asarray(_edges(checks.at_least("bins", bins, 4)), jnp.float32)
+    edges = jnp.asarray(_edges(checks.at_least("bins", bins, 4, MOST_BINS)), jnp.float32)
     samples = checks.at_least("samples", samples, 1)
 
     def places(head: Head, outputs: Outputs) -> Int[Array, "b d"]:
@@ -93,7 +97,7 @@ def nac_ue(
         found = np.asarray(places(head, own))
         counts = np.zeros((features.shape[1], len(edges) - 1))
         np.add.at(counts, (np.arange(features.shape[1])[None], found), 1)
-        return CoverageState(head, jnp.asarray(np.minimum(counts / enough, 1), jnp.float32))
+        return CoverageState(head, jnp.asarray(np.minimum(counts / float(enough), 1), jnp.float32))
 
     def score(state: CoverageState, outputs: Outputs) -> Float[Array, " b"]:
         found = places(state.head, outputs)
