@@ -156,6 +156,8 @@ class Opened:
 
 def opened(config: AutoConfig, network: Network) -> Opened:
     """Finds a network and its sets."""
+    if config.cache_dir is not None:
+        config.cache_dir.mkdir(parents=True, exist_ok=True)
     small = network.dataset == "imagenet_small"
     own = EvalConfig(
         dataset=str(config.imagenet_small) if small else network.dataset,

@@ -80,6 +80,37 @@ def test_where_that_is_of_too_few_samples_probabilities_are(key):
     assert state.fitted.calibration.shape == (3, 60)
 
 
+def without(training, label):
+    rows = np.flatnonzero(np.asarray(training.labels) != label)
+    outputs, labels = jax.tree.map(lambda a: a[rows], (training.outputs, training.labels))
+    return replace(training, outputs=outputs, labels=labels)
+
+
+@pytest.mark.parametrize("spread", [0.3, 9.0])
+def test_an_absent_class_is_not_expected(key, spread):
+    whole = training_of(count=600, spread=spread)
+    made = auto(present_classes=[2, 0])
+    assert made.options == {"present_classes": [0, 2]}
+    assert made.ood_sources[0].present == (0, 2)
+    state = made.fit(without(whole, 1), key)
+    assert state.members[0] == ("grood" if spread < 1 else "mahalanobis")
+    assert len(state.fitted.states[0].class_prototypes if spread < 1 else ()) == 2 * (spread < 1)
+    # Samples of other classes make no difference.
+    again = made.fit(whole, key)
+    assert made.explain(again) == made.explain(state)
+    np.testing.assert_allclose(made.score(again, QUERIES), made.score(state, QUERIES), rtol=1e-5)
+
+
+def test_an_absent_class_that_is_expected(key):
+    state, text = explained(without(training_of(), 1), key)
+    assert state.members[:2] == ("entropy", "gen")
+    assert "class 1 has 0 training samples" in text
+    with pytest.raises(ValueError, match="no sample of class 1"):
+        auto(present_classes=[0, 1]).fit(without(training_of(), 1), key)
+    with pytest.raises(ValueError, match="at least two classes"):
+        auto(present_classes=[1])
+
+
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_one_or_two_samples_a_class(key, count):
     state, text = explained(training_of(count=count), key)
