@@ -15,10 +15,11 @@ from grood_jax.detectors._statistics import training_features
 from grood_jax.detectors.base import Detector, MixedTraining, Noise, Training, require_head
 from grood_jax.detectors.combine import CombineState, fit_members, spared
 from grood_jax.detectors.entropy import entropy
+from grood_jax.detectors.fdbd import fdbd
 from grood_jax.detectors.gen import gen
 from grood_jax.detectors.grood import ADVICE, NOISE_IMAGES, OODPrototype, checked_present, grood
 from grood_jax.detectors.mahalanobis import mahalanobis
-from grood_jax.detectors.nci import nci
+from grood_jax.detectors.relative_mahalanobis import relative_mahalanobis
 from grood_jax.maths.gradients import distances_to
 from grood_jax.maths.prototypes import class_prototypes, require_classes
 from grood_jax.neighbors.building import sampled_rows
@@ -47,7 +48,7 @@ TAIL = 0.1
 CONFIDENCE = ("entropy", "gen")
 """Members that need no class means."""
 
-HEAD_MEMBER = "nci"
+HEAD_MEMBER = "fdbd"
 """The member that joins wherever there is a class head."""
 
 LONGEST = 1e12
@@ -81,11 +82,11 @@ def auto(*, present_classes: Sequence[int] | None = None) -> Detector:
     2. Else, where of training samples left out at least 95 % lie nearest to the mean of the class
        that the network predicts: `grood` by the norm with the OOD prototypes of mix-up, noise and
        the prototypes' mean, and `mahalanobis` of normalised features with a shrinkage of 0.1.
-    3. Else, where there are 10 training samples for each feature and more: `mahalanobis`, whose
-       covariance says how classes overlap.
+    3. Else, where there are 10 training samples for each feature and more: `mahalanobis` and
+       `relative_mahalanobis`, whose covariances say how classes overlap.
     4. Else as 1.
 
-    `nci` joins in all cases. What there is not is left out: `nci` without a class head, the
+    `fdbd` joins in all cases. What there is not is left out: `fdbd` without a class head, the
     prototype of noise without noise images.
 
     Members are fitted without the samples left out: a tenth, at least 100 if that is no more than
@@ -133,7 +134,13 @@ def _member(word: str, sources: tuple[OODPrototype, ...] = ("prototype-mean",)) 
         return grood(ood_prototype=sources, score="norm")
     if word == "mahalanobis++":
         return mahalanobis(normalize=True, shrinkage=0.1)
-    return {"entropy": entropy, "gen": gen, "mahalanobis": mahalanobis, "nci": nci}[word]()
+    return {
+        "entropy": entropy,
+        "gen": gen,
+        "mahalanobis": mahalanobis,
+        "relative_mahalanobis": relative_mahalanobis,
+        "fdbd": fdbd,
+    }[word]()
 
 
 @cache
@@ -250,7 +257,9 @@ def _chosen(
     enough = len(kept) - classes >= SAMPLES_PER_FEATURE * features.shape[1]
     samples = f"{len(kept)} samples are {'enough' if enough else 'too few'} for that of "
     lines = [why, f"{samples}{features.shape[1]} features"]
-    return (["mahalanobis"], [], lines) if enough else ([], confidence, lines)
+    return (
+        (["mahalanobis", "relative_mahalanobis"], [], lines) if enough else ([], confidence, lines)
+    )
 
 
 def _score(state: AutoState, outputs: Outputs) -> Float[Array, " b"]:
