@@ -75,6 +75,7 @@ INNER = {
     "benchmarks.opening.OpenBenchmark": "names of sets; test_benchmark_files.py",
     "benchmarks.opening.require_labels": "a step of `open_benchmark`; test_labels.py",
     "detectors.base.Detector": "what a detector is made of; test_contract.py",
+    "detectors.grood.checked_present": "a step of `grood` and `auto`; test_auto.py",
     "detectors.combine.fit_members": "a step of `combine` and `auto`; test_combine.py",
     "deploying.exporting.export": "a step of `OODClassifier.export`",
     "deploying.ood_classifier.OODClassifier.export": "compiles for seconds; test_exporting.py",

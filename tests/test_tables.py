@@ -261,14 +261,40 @@ def test_the_search_by_lists_finds_all_with_all_probes():
     assert (places(queries, 1) == distances.argmin(axis=1)).mean() < 1
 
 
-def test_the_place_of_auto_among_others():
-    compared = script("studies/auto.py").compared
+def test_auto_among_others_over_settings():
+    study = script("studies/auto.py")
+    rows = {
+        "a": {"near": {"knn": 0.875, "auto": 0.75, "msp": 0.5}, "far": {"auto": 1.0, "msp": 0.5}},
+        "b": {"near": {"auto": 0.75, "msp": 0.75, "odin": 0.625, "knn": 0.25}},
+    }
+    near = study.summary(rows, 0)["near"]
+    # What is not in all settings has no mean, but may be the best of the others.
+    assert list(near["detectors"]) == ["auto", "msp", "knn"]
+    auto, msp = near["detectors"]["auto"], near["detectors"]["msp"]
+    assert auto["auroc"] == [0.75, 0.75, 0.75] and auto["rank"][0] == (2 + 1.5) / 2
+    assert msp["auroc"][0] == 0.625 and msp["auto ahead by"][0] == 0.125
+    assert msp["auto ahead by"][1] == 0 and msp["auto ahead by"][2] == 0.25
+    assert near["best of the others"] == {
+        "a": {"to": "knn", "by": 0.125},
+        "b": {"to": "msp", "by": 0.0},
+    }
+    assert near["lowest of auto"] == 0.75
+    about = {"rules chosen on it": True, "explanation": "grood + nci, calibrated by 3"}
+    written = script("tools/tables.py").tables(
+        {
+            **{"settings": {name: row | about for name, row in rows.items()}},
+            **{"summary": {"all": {"near": near}}, "device": "cpu", "versions": {"jax": "1"}},
+            "command": "python auto.py",
+        }
+    )
+    assert "| a | yes | 0.7500 | `knn` 0.8750 | 1.0000 | `msp` 0.5000 | grood + nci |" in written[0]
+    assert "| `msp` | 0.6250 (0.5000 to 0.7500) | 2.2500 " in written[1]
 
-    def rows(**means):
-        return {name: {"near": {"auroc": mean}, "far": {}} for name, mean in means.items()}
 
-    found = compared(rows(msp=0.7, auto=0.75, knn=0.875), "near")
-    assert (found["place"], found["of"], found["best of the others"]) == (2, 3, "knn")
-    assert found["ahead of it by"] == -0.125 and list(found["auroc"]) == ["knn", "auto", "msp"]
-    assert compared(rows(msp=0.7, auto=0.75), "near")["ahead of it by"] == pytest.approx(0.05)
-    assert compared(rows(auto=0.5), "far") is None
+def test_few_samples_of_each_class():
+    few = script("studies/auto.py").few
+    labels = np.array([2, 0, 0, 2, 2, 0, 1])
+    rows = few(labels, 2, 0)
+    assert sorted(labels[rows]) == [0, 0, 1, 2, 2]
+    np.testing.assert_array_equal(rows, np.unique(rows))
+    np.testing.assert_array_equal(rows, few(labels, 2, 0))

@@ -1,133 +1,321 @@
-"""How `auto` fares beside every detector, on one benchmark after another.
+"""How `auto` fares beside every detector, where its rules were chosen and where they were not.
 
-python experiments/studies/auto.py --datasets digits fashion_mnist cifar10 --data-dir data/tfds \\
-    --checkpoints cifar10=checkpoints/resnet20 --limit 2000
+python experiments/studies/auto.py --data-dir data/tfds --imagenet-small imagenet_small.toml \\
+    --checkpoints checkpoints --cache-dir cache
 
-Each benchmark is evaluated as python -m grood_jax.eval does, with all detectors and the variants of
-GROOD and Mahalanobis that `auto` has as members. The results file holds mean AUROCs near and far,
-`auto`'s place among all, by how much it is ahead of the best of the others and which that is, and
-what `auto` chose and why. The bounds of its recipe were set with these three benchmarks in view;
-others had not been looked at.
+A setting is a network and what of its training set detectors are fitted on: all, or some images of
+each class. `SETTINGS` says of each, and said before the others were run, whether the rules of
+`auto` were chosen with its figures in view. A network runs once over each set for all of its
+settings, and ``--cache-dir`` keeps what it gave. The results file holds AUROCs, means over near and
+far sets, of all detectors in each setting, and over settings each one's mean AUROC, mean rank and
+how far it is from `auto`, with bootstrap intervals. `gram` is left out: it keeps every layer.
 """
 
 import datetime
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from grood_jax import benchmarks
+import numpy as np
+from jaxtyping import Int
+from scipy import stats
+
+from grood_jax import detectors
+from grood_jax.benchmarks.opening import OpenBenchmark
 from grood_jax.cli import command
-from grood_jax.cli import eval as evaluation
+from grood_jax.data.sets import ImageSet, LimitedSet, PartOfSet, labels_of
+from grood_jax.evaluation import pipeline, tuning
+from grood_jax.evaluation.setting import EvalConfig
+from grood_jax.passes.processes import Processes
 from grood_jax.support import checks, provenance
 from grood_jax.support.progress import tell
 
-DETECTORS = (
-    "all",
+GROUPS: tuple[Literal["near", "far"], ...] = ("near", "far")
+
+LEVEL = 0.95
+"""Of the bootstrap intervals."""
+
+DRAWS = 9999
+"""Of settings, for these."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and its sets.
+
+    Attributes:
+      dataset: the benchmark; ``imagenet_small`` is a file that describes one.
+      checkpoint: its folder among the checkpoints; None for the one that comes with the benchmark.
+      limit: at most this many images of each test and OOD set.
+      train: at most this many training images; None for all.
+      without: detectors that are left out, for what a second pass would cost.
+    """
+
+    dataset: str
+    checkpoint: str | None
+    limit: int
+    train: int | None = None
+    without: tuple[str, ...] = ()
+
+
+NETWORKS = {
+    "digits": Network("digits", None, 2000),
+    "fashion_mnist": Network("fashion_mnist", None, 2000),
+    "cifar10": Network("cifar10", "resnet20", 1000, 10_000),
+    "cifar100": Network("cifar100", "densenet_bc_100_12", 400, 2000, ("odin",)),
+    "imagenet_small": Network("imagenet_small", "efficientnet_lite0", 400, None, ("odin",)),
+}
+
+SETTINGS: dict[str, tuple[str, int | None, bool]] = {
+    "digits": ("digits", None, True),
+    "fashion_mnist": ("fashion_mnist", None, True),
+    "cifar10": ("cifar10", None, True),
+    "digits, 5 a class": ("digits", 5, True),
+    "cifar10, 1 a class": ("cifar10", 1, True),
+    "cifar10, 20 a class": ("cifar10", 20, True),
+    "fashion_mnist, 20 a class": ("fashion_mnist", 20, False),
+    "cifar10, 5 a class": ("cifar10", 5, False),
+    "cifar10, 100 a class": ("cifar10", 100, False),
+    "cifar100": ("cifar100", None, False),
+    "cifar100, 1 a class": ("cifar100", 1, False),
+    "cifar100, 5 a class": ("cifar100", 5, False),
+    "imagenet_small": ("imagenet_small", None, False),
+}
+"""By name: the network, training images of each class, and whether rules were chosen on it."""
+
+VARIANTS = (
     "grood:ood_prototype=noise",
     "grood:ood_prototype=prototype-mean",
-    "grood:ood_prototype=[mixup,noise,prototype-mean]",
     "grood:ood_prototype=[mixup,noise,prototype-mean],score=norm",
     "mahalanobis:normalize=true,shrinkage=0.1",
 )
+"""Beside all detectors by their defaults."""
+
+DETECTORS = (*(name for name in detectors.names() if name != "gram"), *VARIANTS)
 
 
 @dataclass(frozen=True)
 class AutoConfig:
-    """What is measured, on which networks, and where it goes.
+    """What is measured, and where things lie.
 
     Attributes:
-      datasets: the benchmarks.
+      settings: by name; all by default.
       data_dir: where images lie, as for python -m grood_jax.eval.
-      checkpoints: DATASET=DIRECTORY of classifiers; those of python -m grood_jax.eval by default.
-      limit: at most this many images of each set.
+      imagenet_small: the file that describes that benchmark.
+      checkpoints: holds a folder for each network that needs one.
+      cache_dir: keeps the networks' outputs.
       seed: of all that is random.
-      evaluations: holds a folder DATASET with results.json for each benchmark.
       output: the results file.
     """
 
-    datasets: tuple[str, ...] = ("digits",)
+    settings: tuple[str, ...] = tuple(SETTINGS)
     data_dir: Path | None = None
-    checkpoints: tuple[str, ...] = ()
-    limit: int | None = None
+    imagenet_small: Path | None = None
+    checkpoints: Path = Path("checkpoints")
+    cache_dir: Path | None = None
     seed: int = 0
-    evaluations: Path = Path("results/auto")
     output: Path = Path("experiments/results/auto.json")
 
     def __post_init__(self) -> None:
-        for name in self.datasets:
-            benchmarks.check_name(name)
-        for pair in self.checkpoints:
-            if not all(pair.partition("=")):
-                raise ValueError(f"checkpoints holds {pair!r}; expected DATASET=DIRECTORY")
+        for name in self.settings:
+            checks.choice("settings", name, tuple(SETTINGS))
         checks.seed("seed", self.seed)
+        wanted = {NETWORKS[SETTINGS[name][0]].dataset for name in self.settings}
+        if "imagenet_small" in wanted and self.imagenet_small is None:
+            raise ValueError("imagenet_small is None; expected the file that describes it")
 
 
-def compared(detectors: dict[str, Any], group: str) -> dict[str, Any] | None:
-    """Mean AUROCs of a group of sets, best first, and how `auto` stands; None where it has none."""
-    means = {name: own[group]["auroc"] for name, own in detectors.items() if own[group]}
-    if not means:
-        return None
-    order = sorted(means, key=lambda name: -means[name])
-    best = next(name for name in order if name != "auto")
-    return {
-        "place": order.index("auto") + 1,
-        "of": len(order),
-        "best of the others": best,
-        "ahead of it by": means["auto"] - means[best],
-        "auroc": {name: means[name] for name in order},
-    }
+@dataclass(frozen=True)
+class Opened:
+    """A network, its sets, and what opens them with another training set."""
+
+    config: EvalConfig
+    candidates: pipeline.Candidates
+    benchmark: Any
+    data: OpenBenchmark
+    place: Any
+
+    def inputs(self, train: ImageSet) -> pipeline.Inputs:
+        """The network with these training images."""
+        data = replace(self.data, train=train)
+        opened = self.config, self.benchmark, data, self.place
+        made = pipeline.open_inputs(*opened, Processes(), tell, False)
+        if train is self.data.train:
+            return made
+        whole = self.inputs(self.data.train).memo
+
+        def memo(about: Any, form: Any, make: Any) -> Any:
+            # Noise does not depend on the training set, but what remembers it does.
+            return (whole if about.get("set") == "noise" else made.memo)(about, form, make)
+
+        return replace(made, memo=memo)
 
 
-def measured(config: AutoConfig, dataset: str) -> dict[str, Any]:
-    """A benchmark's evaluation, and how `auto` stands in it."""
-    places = dict(pair.split("=", 1) for pair in config.checkpoints)
-    found = evaluation.run(
-        evaluation.EvalConfig(
-            dataset=dataset,
-            data_dir=config.data_dir,
-            checkpoint=Path(places[dataset]) if dataset in places else None,
-            limit=config.limit,
-            seed=config.seed,
-            detectors=DETECTORS,
-            output_dir=config.evaluations / dataset,
-            skip_missing=True,
-            report=False,
-        ),
-        say=tell,
+def opened(config: AutoConfig, network: Network) -> Opened:
+    """Finds a network and its sets."""
+    if config.cache_dir is not None:
+        config.cache_dir.mkdir(parents=True, exist_ok=True)
+    small = network.dataset == "imagenet_small"
+    own = EvalConfig(
+        dataset=str(config.imagenet_small) if small else network.dataset,
+        data_dir=None if small else config.data_dir,
+        checkpoint=network.checkpoint and config.checkpoints / network.checkpoint,
+        limit=network.limit,
+        seed=config.seed,
+        skip_missing=True,
+        cache_dir=config.cache_dir,
     )
-    detectors = found["detectors"]
-    groups = {group: compared(detectors, group) for group in ("near", "far")}
-    return {
-        "model": found["model"],
-        "id_accuracy": found["id_accuracy"],
-        "data": {name: own["n"] for name, own in found["data"].items()},
-        "explanation": detectors["auto"]["explanation"],
-        **{group: own for group, own in groups.items() if own is not None},
-        "failed": found["failed"],
+    wanted = [word for word in DETECTORS if word not in network.without]
+    candidates = tuning.create_candidates(wanted, False)
+    benchmark, data, place = pipeline.open_sets(own, candidates, Processes(), tell)
+    whole = data.train.full if isinstance(data.train, LimitedSet) else data.train
+    if network.train is not None and network.train < len(whole):
+        whole = LimitedSet(whole, network.train)
+    return Opened(own, candidates, benchmark, replace(data, train=whole), place)
+
+
+def few(labels: Int[np.ndarray, " n"], shots: int, seed: int) -> Int[np.ndarray, " m"]:
+    """Rows of so many samples of each class, at random and in order."""
+    rng = np.random.default_rng([seed, shots])
+    rows = [rng.permutation(np.flatnonzero(labels == label))[:shots] for label in np.unique(labels)]
+    return np.sort(np.concatenate(rows))
+
+
+def passed_by(own: Opened) -> pipeline.Passed:
+    """The network's outputs for all sets that are scored: one pass for all settings."""
+    inputs = own.inputs(own.data.train)
+    needs = pipeline.fitting.all_needs(d for _, d in pipeline.every(own.candidates))
+    data = inputs.data
+    return pipeline.Passed(
+        {"test": inputs.outputs_of(data.test, needs, None)},
+        {name: inputs.outputs_of(part, needs, None)[0] for name, (_, part) in data.ood.items()},
+    )
+
+
+def fitter_of(own: Opened, shots: int | None, seed: int) -> pipeline.Fitter:
+    """What detectors are fitted on."""
+    train = own.data.train
+    if shots is not None:
+        train = PartOfSet(train, few(labels_of(train), shots, seed), f"{shots} of each class")
+    return pipeline.pass_training_set(own.inputs(train), own.candidates)
+
+
+def measured(own: Opened, passed: pipeline.Passed, fitter: pipeline.Fitter) -> dict[str, Any]:
+    """Mean AUROCs near and far of all detectors, best first, and what `auto` chose."""
+    failures = pipeline.Failures()
+    fitted = pipeline.fit(fitter, own.candidates, {}, failures)
+    groups = {name: group for name, (group, _) in own.data.ood.items()}
+    scored = pipeline.score_all(fitted, passed, groups, failures)
+    found: dict[str, Any] = {
+        "train": len(fitter.seen.labels),
+        "id_accuracy": passed.accuracy["test"],
+        "sets": {name: len(part.logits) for name, part in passed.outputs.items()},
+        "explanation": scored["auto"].figures["explanation"],
+        "failed": dict(failures.reasons),
     }
+    for group in GROUPS:
+        if group in groups.values():
+            means = {word: one.figures[group]["auroc"] for word, one in scored.items()}
+            found[group] = dict(sorted(means.items(), key=lambda pair: -pair[1]))
+    return found
+
+
+def summary(rows: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    """Means over settings, near and far, of the detectors that are in all of them.
+
+    Ranks are among these, 1 the best, and means of ranks among equals; the best of the others is
+    sought among all.
+    """
+    found = {}
+    for group in GROUPS:
+        own = {name: row[group] for name, row in rows.items() if group in row}
+        if not own:
+            continue
+        words = [word for word in next(iter(own.values())) if all(word in r for r in own.values())]
+        table = np.array([[row[word] for row in own.values()] for word in words])
+        ranks = stats.rankdata(-table, axis=0)
+        ahead = table[words.index("auto")] - table
+        entries = {
+            word: {
+                "auroc": _mean(table[i], seed),
+                "rank": _mean(ranks[i], seed),
+                "auto ahead by": _mean(ahead[i], seed),
+            }
+            for i, word in enumerate(words)
+        }
+        gaps = {}
+        for name, row in own.items():
+            best = max((word for word in row if word != "auto"), key=row.__getitem__)
+            gaps[name] = {"to": best, "by": row[best] - row["auto"]}
+        found[group] = {
+            "detectors": dict(sorted(entries.items(), key=lambda pair: -pair[1]["auroc"][0])),
+            "best of the others": gaps,
+            "lowest of auto": float(table[words.index("auto")].min()),
+        }
+    return found
+
+
+def _mean(values: np.ndarray, seed: int) -> list[float]:
+    """The mean and the ends of its percentile bootstrap interval over settings."""
+    mean = float(values.mean())
+    if len(values) < 2 or np.ptp(values) == 0:
+        return [mean, mean, mean]
+    ends = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=DRAWS,
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return [mean, float(ends.low), float(ends.high)]
+
+
+def run(config: AutoConfig, settings: Sequence[str]) -> dict[str, Any]:
+    """All settings, each network's together."""
+    rows = {}
+    for network in dict.fromkeys(SETTINGS[name][0] for name in settings):
+        own = opened(config, NETWORKS[network])
+        passed = passed_by(own)
+        for name in settings:
+            of, shots, chosen_on = SETTINGS[name]
+            if of != network:
+                continue
+            found = measured(own, passed, fitter_of(own, shots, config.seed))
+            rows[name] = {"network": network, "rules chosen on it": chosen_on, **found}
+            for group in GROUPS:
+                if own_figures := found.get(group):
+                    first = next(word for word in own_figures if word != "auto")
+                    tell(
+                        f"{name}, {group}: auto {own_figures['auto']:.4f}, "
+                        f"{first} {own_figures[first]:.4f}"
+                    )
+    return rows
 
 
 def main(config: AutoConfig) -> None:
-    rows = {}
-    for dataset in config.datasets:
-        rows[dataset] = measured(config, dataset)
-        for group in ("near", "far"):
-            if own := rows[dataset].get(group):
-                tell(
-                    f"{dataset}, {group}: auto {own['auroc']['auto']:.4f}, place {own['place']} of "
-                    f"{own['of']}, {own['ahead of it by']:+.4f} to {own['best of the others']}"
-                )
-    config.output.parent.mkdir(parents=True, exist_ok=True)
+    rows = run(config, config.settings)
+    halves = {
+        "rules chosen on": [name for name, row in rows.items() if row["rules chosen on it"]],
+        "untouched": [name for name, row in rows.items() if not row["rules chosen on it"]],
+        "all": list(rows),
+    }
     about = {
         "command": f"python experiments/studies/auto.py {' '.join(sys.argv[1:])}".strip(),
         "date": datetime.date.today().isoformat(),
         "versions": provenance.versions(),
         "device": provenance.device(),
-        "limit": config.limit,
-        "benchmarks": rows,
+        "settings": rows,
+        "summary": {
+            half: summary({name: rows[name] for name in names}, config.seed)
+            for half, names in halves.items()
+            if names
+        },
     }
+    config.output.parent.mkdir(parents=True, exist_ok=True)
     config.output.write_text(json.dumps(about, indent=2) + "\n")
     tell(f"results in {config.output}")
 

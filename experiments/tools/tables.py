@@ -233,6 +233,41 @@ def imagenet_markdown(results: dict[str, Any]) -> str:
     return _table("ImageNet's size", results, header, rows)
 
 
+def auto_markdown(results: dict[str, Any]) -> list[str]:
+    """`auto` in each setting beside the best of the others, and means over settings."""
+    rows = []
+    for name, found in results["settings"].items():
+        cells = [name, "yes" if found["rules chosen on it"] else "no"]
+        for group in ("near", "far"):
+            if figures := found.get(group):
+                best = max((word for word in figures if word != "auto"), key=figures.__getitem__)
+                cells += [f"{figures['auto']:.4f}", f"`{best}` {figures[best]:.4f}"]
+            else:
+                cells += ["", ""]
+        rows.append([*cells, found["explanation"].partition(",")[0]])
+    header = ["setting", "rules chosen on it"]
+    header += [title for group in ("near", "far") for title in (group, f"best other, {group}")]
+    made = [_table("`auto`, mean AUROC", results, [*header, "members"], rows)]
+    for half, groups in results["summary"].items():
+        for group, found in groups.items():
+            means = [
+                [f"`{name}`", *(_interval(figures[what]) for what in SUMMED)]
+                for name, figures in found["detectors"].items()
+            ]
+            about = f"Settings: {half}; mean AUROC over {group} sets, mean of settings"
+            made.append(_table(about, results, ["detector", *SUMMED], means))
+    return made
+
+
+SUMMED = ("auroc", "rank", "auto ahead by")
+"""What `studies/auto.py` has of each detector over settings."""
+
+
+def _interval(figures: Sequence[float]) -> str:
+    mean, low, high = figures
+    return f"{mean:.4f} ({low:.4f} to {high:.4f})"
+
+
 def scoring_markdown(results: dict[str, Any]) -> str:
     """GROOD's scoring beside the forward pass."""
     rows = []
@@ -450,6 +485,7 @@ def forward_markdown(results: dict[str, Any]) -> str:
 GROWN = ("dtype", "axes", "build, s", "µs a query", "largest error")
 
 MAKERS: dict[str, Callable[[dict[str, Any]], str | list[str]]] = {
+    "settings": auto_markdown,
     "id_accuracy": markdown,
     "seeds": lambda results: [seeds_markdown(results), curves_markdown(results)],
     "ablations": ablations_markdown,

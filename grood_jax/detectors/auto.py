@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -15,12 +15,13 @@ from grood_jax.detectors._statistics import training_features
 from grood_jax.detectors.base import Detector, MixedTraining, Noise, Training, require_head
 from grood_jax.detectors.combine import CombineState, fit_members, spared
 from grood_jax.detectors.entropy import entropy
+from grood_jax.detectors.fdbd import fdbd
 from grood_jax.detectors.gen import gen
-from grood_jax.detectors.grood import NOISE_IMAGES, OODPrototype, grood
+from grood_jax.detectors.grood import ADVICE, NOISE_IMAGES, OODPrototype, checked_present, grood
 from grood_jax.detectors.mahalanobis import mahalanobis
-from grood_jax.detectors.nci import nci
+from grood_jax.detectors.relative_mahalanobis import relative_mahalanobis
 from grood_jax.maths.gradients import distances_to
-from grood_jax.maths.prototypes import class_prototypes
+from grood_jax.maths.prototypes import class_prototypes, require_classes
 from grood_jax.neighbors.building import sampled_rows
 
 HELD_OUT = 0.1
@@ -44,6 +45,12 @@ SAMPLES_PER_FEATURE = 10
 TAIL = 0.1
 """The share of the largest calibrating scores that an exponential tail is fitted to."""
 
+CONFIDENCE = ("entropy", "gen")
+"""Members that need no class means."""
+
+HEAD_MEMBER = "fdbd"
+"""The member that joins wherever there is a class head."""
+
 LONGEST = 1e12
 """Beyond this many mean excesses a score counts as this many."""
 
@@ -64,7 +71,7 @@ class AutoState:
     why: tuple[str, ...] = field(metadata={"static": True})
 
 
-def auto() -> Detector:
+def auto(*, present_classes: Sequence[int] | None = None) -> Detector:
     """Several detectors, chosen by what the training outputs carry; no OOD data are needed.
 
     The recipe is fixed, and what it chose and why is said by ``detector.explain(state)`` and in
@@ -75,11 +82,11 @@ def auto() -> Detector:
     2. Else, where of training samples left out at least 95 % lie nearest to the mean of the class
        that the network predicts: `grood` by the norm with the OOD prototypes of mix-up, noise and
        the prototypes' mean, and `mahalanobis` of normalised features with a shrinkage of 0.1.
-    3. Else, where there are 10 training samples for each feature and more: `mahalanobis`, whose
-       covariance says how classes overlap.
+    3. Else, where there are 10 training samples for each feature and more: `mahalanobis` and
+       `relative_mahalanobis`, whose covariances say how classes overlap.
     4. Else as 1.
 
-    `nci` joins in all cases. What there is not is left out: `nci` without a class head, the
+    `fdbd` joins in all cases. What there is not is left out: `fdbd` without a class head, the
     prototype of noise without noise images.
 
     Members are fitted without the samples left out: a tenth, at least 100 if that is no more than
@@ -89,9 +96,18 @@ def auto() -> Detector:
     tail with the mean of their excesses. The score is Fisher's sum, ``−2 Σ log p``. As the network
     has seen these samples, and members depend on each other, it is a score and no test.
 
+    Args:
+      present_classes: the classes that the training data hold, if not all of the network's. Class
+        means are then of these, and samples of others are left out where distances are taken; a
+        class that is expected and has no sample leads to case 1.
+
     Returns:
       The detector; its scores are (B,) float32, positive, higher for more OOD. Its ``fit`` raises
       ValueError where the class head does not give the logits or there are no samples.
+
+    Raises:
+      TypeError: ``present_classes`` is no list of whole numbers.
+      ValueError: fewer than two classes, or one below 0.
 
     References:
       The members' papers. Fisher's method over calibrated scores: Haroush et al., arXiv 2102.12967;
@@ -99,11 +115,13 @@ def auto() -> Detector:
       Papyan, Han and Donoho, Prevalence of neural collapse, arXiv 2008.08186. The choice of members
       and its bounds are this package's.
     """
+    present = checked_present(present_classes)
     return Detector(
         "auto",
-        _fit,
+        partial(_fit, present),
         _score,
-        ood=(MixedTraining(0.5, 10_000), Noise(NOISE_IMAGES)),
+        {"present_classes": None if present_classes is None else list(present)},
+        ood=(MixedTraining(0.5, 10_000, present), Noise(NOISE_IMAGES)),
         head=True,
         makes_do=True,
         explain=lambda state: "\n".join(state.why),
@@ -116,7 +134,13 @@ def _member(word: str, sources: tuple[OODPrototype, ...] = ("prototype-mean",)) 
         return grood(ood_prototype=sources, score="norm")
     if word == "mahalanobis++":
         return mahalanobis(normalize=True, shrinkage=0.1)
-    return {"entropy": entropy, "gen": gen, "mahalanobis": mahalanobis, "nci": nci}[word]()
+    return {
+        "entropy": entropy,
+        "gen": gen,
+        "mahalanobis": mahalanobis,
+        "relative_mahalanobis": relative_mahalanobis,
+        "fdbd": fdbd,
+    }[word]()
 
 
 @cache
@@ -125,38 +149,65 @@ def _scorer(word: str) -> Any:
     return jax.jit(_member(word).score)
 
 
-def _fit(training: Training, key: Array) -> AutoState:
+def _fit(present: tuple[int, ...], training: Training, key: Array) -> AutoState:
+    if present:
+        training = _of_classes(training, present)
     if training.head is not None:
         require_head("auto", training)
     features = training_features(training)
+    narrow = _narrowed(training, present)
     split_key, fit_key = jax.random.split(key)
-    out = _left_out(training, split_key)
-    words, why = _chosen(training, features, out)
+    out = _left_out(narrow, split_key)
+    near, far, why = _chosen(narrow, features, out, present)
     if training.head is None:
-        why.append("nci is left out: there is no class head")
+        why.append(f"{HEAD_MEMBER} is left out: there is no class head")
     else:
-        words.append("nci")
+        far.append(HEAD_MEMBER)
     given = training.ood if isinstance(training.ood, tuple) else (None, None)
     names: tuple[OODPrototype, ...] = ("mixup", "noise")
     pairs = [(name, ood) for name, ood in zip(names, given, strict=True) if ood is not None]
     sources = (*(name for name, _ in pairs), "prototype-mean")
-    if "grood" in words:
+    if "grood" in near:
         why.append(f"grood has OOD prototypes of {', '.join(sources)}")
-    members = [_member(word, sources if word == "grood" else ()) for word in words]
     kept = np.setdiff1d(np.arange(len(features)), out)
-    if not {"grood", "mahalanobis", "mahalanobis++"} & {*words}:
+    if not near:
         kept = np.arange(len(features))
         out = sampled_rows(split_key, len(kept), min(1.0, AT_MOST / len(kept)))
-    fitted = fit_members(
-        members,
-        [_scorer(word) for word in words],
-        replace(training, ood=tuple(ood for _, ood in pairs)),
-        kept,
-        np.asarray(out),
-        fit_key,
+
+    def fitted(words: list[str], on: Training) -> CombineState:
+        members = [_member(word, sources if word == "grood" else ()) for word in words]
+        scorers = [_scorer(word) for word in words]
+        ood = tuple(own for _, own in pairs)
+        return fit_members(members, scorers, replace(on, ood=ood), kept, np.asarray(out), fit_key)
+
+    parts = [fitted(words, on) for words, on in ((near, narrow), (far, training)) if words]
+    both = CombineState(
+        tuple(state for part in parts for state in part.states),
+        jnp.concatenate([part.calibration for part in parts]),
     )
+    words = [*near, *far]
     first = f"{' + '.join(words)}, calibrated by {len(out)} of {len(features)} training samples"
-    return AutoState(fitted, tuple(words), (first, *why))
+    return AutoState(both, tuple(words), (first, *why))
+
+
+def _of_classes(training: Training, present: tuple[int, ...]) -> Training:
+    """The samples of these classes."""
+    classes = training.outputs.logits.shape[1]
+    counts = np.bincount(np.asarray(training.labels), minlength=classes)
+    require_classes("sample", counts, present, ADVICE)
+    rows = np.flatnonzero(np.isin(np.asarray(training.labels), present))
+    outputs, labels = jax.tree.map(lambda array: array[rows], (training.outputs, training.labels))
+    return replace(training, outputs=outputs, labels=labels)
+
+
+def _narrowed(training: Training, present: tuple[int, ...]) -> Training:
+    """The same with classes counted among those present, for members that have class means."""
+    if not present:
+        return training
+    columns = np.asarray(present)
+    outputs = replace(training.outputs, logits=training.outputs.logits[:, columns])
+    labels = jnp.asarray(np.searchsorted(columns, np.asarray(training.labels)), jnp.int32)
+    return replace(training, outputs=outputs, labels=labels, head=None)
 
 
 def _left_out(training: Training, key: Array) -> Int[np.ndarray, " h"]:
@@ -169,24 +220,29 @@ def _left_out(training: Training, key: Array) -> Int[np.ndarray, " h"]:
 
 
 def _chosen(
-    training: Training, features: Float[Array, "n d"], out: Int[np.ndarray, " h"]
-) -> tuple[list[str], list[str]]:
-    """The members but for `nci`, and why these."""
+    training: Training,
+    features: Float[Array, "n d"],
+    out: Int[np.ndarray, " h"],
+    present: tuple[int, ...],
+) -> tuple[list[str], list[str], list[str]]:
+    """The members that have class means, those that have not, and why these."""
     labels, logits = np.asarray(training.labels), np.asarray(training.outputs.logits)
     classes = logits.shape[1]
     counts = np.bincount(labels, minlength=classes)
-    confidence = ["entropy", "gen"]
+    confidence = list(CONFIDENCE)
     if counts.min() < FEWEST:
-        return confidence, [
-            f"class {counts.argmin()} has {counts.min()} training samples, fewer than {FEWEST}: "
-            "class means are not trusted"
-        ]
+        rarest = counts.argmin()
+        why = (
+            f"class {present[rarest] if present else rarest} has {counts.min()} training samples, "
+            f"fewer than {FEWEST}: class means are not trusted"
+        )
+        return [], confidence, [why]
     kept = np.setdiff1d(np.arange(len(labels)), out)
     means, _ = class_prototypes(features[kept], labels[kept], classes)
     rest = jnp.abs(features[kept] - means[labels[kept]]).max()
     # Float32 means of equal features differ from them in the last digits.
     if float(rest) <= 1e-5 * float(jnp.abs(features).max()):
-        return confidence, ["features do not vary within classes"]
+        return [], confidence, ["features do not vary within classes"]
     judged = out[np.unique(np.linspace(0, len(out) - 1, JUDGED).astype(int))]
     nearest = np.asarray(distances_to(features[judged], means)).argmin(axis=1)
     share = float((nearest == logits[judged].argmax(axis=1)).mean())
@@ -195,16 +251,15 @@ def _chosen(
         f"class that the network predicts, {{}} than {AGREEMENT:.0%}"
     )
     if share >= AGREEMENT:
-        return ["grood", "mahalanobis++"], [said.format("no less") + ": class means explain them"]
-    if len(kept) - classes >= SAMPLES_PER_FEATURE * features.shape[1]:
-        return ["mahalanobis"], [
-            said.format("less") + ": distances need the covariance",
-            f"{len(kept)} samples are enough for that of {features.shape[1]} features",
-        ]
-    return confidence, [
-        said.format("less") + ": distances would need the covariance",
-        f"{len(kept)} samples are too few for that of {features.shape[1]} features",
-    ]
+        explained = said.format("no less") + ": class means explain them"
+        return ["grood", "mahalanobis++"], [], [explained]
+    why = said.format("less") + ": distances need the covariance"
+    enough = len(kept) - classes >= SAMPLES_PER_FEATURE * features.shape[1]
+    samples = f"{len(kept)} samples are {'enough' if enough else 'too few'} for that of "
+    lines = [why, f"{samples}{features.shape[1]} features"]
+    return (
+        (["mahalanobis", "relative_mahalanobis"], [], lines) if enough else ([], confidence, lines)
+    )
 
 
 def _score(state: AutoState, outputs: Outputs) -> Float[Array, " b"]:

@@ -144,7 +144,7 @@ def grood(
     }
     chosen = _checked_sources(ood_prototype)
     _check_options(options, chosen)
-    present = _checked_classes(present_classes)
+    present = checked_present(present_classes)
     kinds: dict[str, OODSource | None] = {
         "mixup": MixedTraining(mixup_weight, mixup_samples, present),
         "noise": Noise(NOISE_IMAGES),
@@ -207,7 +207,13 @@ def _check_options(options: Mapping[str, Any], sources: Sequence[str]) -> None:
             )
 
 
-def _checked_classes(present_classes: Sequence[int] | None) -> tuple[int, ...]:
+def checked_present(present_classes: Sequence[int] | None) -> tuple[int, ...]:
+    """The classes that the training data hold, in order; none stands for all.
+
+    Raises:
+      TypeError: no list of whole numbers.
+      ValueError: fewer than two classes, or one below 0.
+    """
     if present_classes is None:
         return ()
     if np.ndim(present_classes) != 1:

@@ -44,11 +44,11 @@ def explained(training, key):
 
 def test_where_class_means_explain_the_samples_distances_are_taken(key):
     state, text = explained(training_of(ood=STAND_INS), key)
-    assert state.members == ("grood", "mahalanobis++", "nci")
+    assert state.members == ("grood", "mahalanobis++", "fdbd")
     assert state.fitted.calibration.shape == (3, 60)
     assert state.fitted.states[0].ood_prototype.shape == (3, WIDTH)
     assert text.splitlines()[0] == (
-        "grood + mahalanobis++ + nci, calibrated by 60 of 120 training samples"
+        "grood + mahalanobis++ + fdbd, calibrated by 60 of 120 training samples"
     )
     assert "of 60 training samples left out 100.0% lie nearest to the mean" in text
     assert "grood has OOD prototypes of mixup, noise, prototype-mean" in text
@@ -58,7 +58,7 @@ def test_what_there_is_not_is_left_out(key):
     state, text = explained(training_of(head=False, ood=(None, STAND_INS[1])), key)
     assert state.members == ("grood", "mahalanobis++")
     assert state.fitted.states[0].ood_prototype.shape == (2, WIDTH)
-    assert "nci is left out: there is no class head" in text
+    assert "fdbd is left out: there is no class head" in text
     assert "grood has OOD prototypes of noise, prototype-mean" in text
     state, text = explained(training_of(), key)
     assert state.fitted.states[0].ood_prototype.shape == (WIDTH,)
@@ -66,31 +66,62 @@ def test_what_there_is_not_is_left_out(key):
 
 def test_where_classes_overlap_their_covariance_is_taken(key):
     state, text = explained(training_of(count=600, spread=4.0), key)
-    assert state.members == ("mahalanobis", "nci")
-    assert state.fitted.calibration.shape == (2, 100)
+    assert state.members == ("mahalanobis", "relative_mahalanobis", "fdbd")
+    assert state.fitted.calibration.shape == (3, 100)
     assert "less than 95%: distances need the covariance" in text
     assert "500 samples are enough for that of 6 features" in text
 
 
 def test_where_that_is_of_too_few_samples_probabilities_are(key):
     state, text = explained(training_of(count=60, spread=4.0), key)
-    assert state.members == ("entropy", "gen", "nci")
+    assert state.members == ("entropy", "gen", "fdbd")
     assert "30 samples are too few for that of 6 features" in text
     # They keep no samples: none is left out.
     assert state.fitted.calibration.shape == (3, 60)
 
 
+def without(training, label):
+    rows = np.flatnonzero(np.asarray(training.labels) != label)
+    outputs, labels = jax.tree.map(lambda a: a[rows], (training.outputs, training.labels))
+    return replace(training, outputs=outputs, labels=labels)
+
+
+@pytest.mark.parametrize("spread", [0.3, 9.0])
+def test_an_absent_class_is_not_expected(key, spread):
+    whole = training_of(count=600, spread=spread)
+    made = auto(present_classes=[2, 0])
+    assert made.options == {"present_classes": [0, 2]}
+    assert made.ood_sources[0].present == (0, 2)
+    state = made.fit(without(whole, 1), key)
+    assert state.members[0] == ("grood" if spread < 1 else "mahalanobis")
+    assert len(state.fitted.states[0].class_prototypes if spread < 1 else ()) == 2 * (spread < 1)
+    # Samples of other classes make no difference.
+    again = made.fit(whole, key)
+    assert made.explain(again) == made.explain(state)
+    np.testing.assert_allclose(made.score(again, QUERIES), made.score(state, QUERIES), rtol=1e-5)
+
+
+def test_an_absent_class_that_is_expected(key):
+    state, text = explained(without(training_of(), 1), key)
+    assert state.members[:2] == ("entropy", "gen")
+    assert "class 1 has 0 training samples" in text
+    with pytest.raises(ValueError, match="no sample of class 1"):
+        auto(present_classes=[0, 1]).fit(without(training_of(), 1), key)
+    with pytest.raises(ValueError, match="at least two classes"):
+        auto(present_classes=[1])
+
+
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_one_or_two_samples_a_class(key, count):
     state, text = explained(training_of(count=count), key)
-    assert state.members == ("entropy", "gen", "nci")
+    assert state.members == ("entropy", "gen", "fdbd")
     assert re.search(r"class \d has [012] training samples, fewer than 3", text)
     assert np.isfinite(AUTO.score(state, QUERIES)).all()
 
 
 def test_features_that_do_not_vary_within_classes(key):
     state, text = explained(training_of(spread=0.0), key)
-    assert state.members == ("entropy", "gen", "nci")
+    assert state.members == ("entropy", "gen", "fdbd")
     assert "features do not vary within classes" in text
 
 
