@@ -701,6 +701,7 @@ MORE: dict[str, Callable[[], tuple[Any, ...]]] = {
     "data.batching.batches.images": lambda: (Broken(**vars(pixels())),),
     "deploying.ood_classifier.OODClassifier.fit.calibration": lambda: ([tiny.images(2, 1)],),
     "deploying.ood_classifier.OODClassifier.with_target.target_tpr": lambda: (0.999,),
+    "detectors.auto.auto.present_classes": lambda: ([0], [-1, 2]),
     "detectors.base.require_head.training": lambda: (replace(TRAINING, head=None),),
     "data.preprocessing.decode.max_pixels": lambda: (1,),
     "detectors.create.given": lambda: ({"k": "three"},),
