@@ -233,7 +233,7 @@ def checked_on_host(vectors: npt.ArrayLike) -> Float[np.ndarray, "n d"]:
     """As `checked`, where they are; a block of them at a time goes to the device."""
     if isinstance(vectors, jax.core.Tracer):
         raise ValueError("a bfloat16 bank keeps rows on the host; build it outside compiled code")
-    rows = np.asarray(vectors)
+    rows = np.asarray(checks.array_of("bank", vectors))
     if rows.ndim != 2 or 0 in rows.shape:
         checked(rows)
     with checks.room("bank", rows.shape):
