@@ -1,13 +1,8 @@
 """i-ODIN: ODIN that moves only what matters most in an image (arXiv 2411.10794)."""
 
-from dataclasses import replace
-
-from jaxtyping import Array, Float
-
-from grood_jax.backbone.outputs import Outputs, PerturbedMost
-from grood_jax.detectors.base import Detector, Training
-from grood_jax.detectors.msp import msp
-from grood_jax.detectors.odin import odin
+from grood_jax.backbone.outputs import PerturbedMost
+from grood_jax.detectors.base import Detector
+from grood_jax.detectors.odin import of_moved_images
 from grood_jax.support import checks
 
 
@@ -43,21 +38,5 @@ def i_odin(*, temperature: float = 1000.0, noise: float = 0.0014, numbers: int =
     """
     temperature = checks.positive("temperature", temperature)
     noise = checks.fraction("noise", noise)
-    need = PerturbedMost(temperature, noise, checks.at_least("numbers", numbers, 1))
-    plain = msp()
-
-    def fit(training: Training, key: Array) -> tuple[()]:
-        del training, key
-        return ()
-
-    def score(state: tuple[()], outputs: Outputs) -> Float[Array, " b"]:
-        return plain.score(state, replace(outputs, logits=outputs.extra[need] / temperature))
-
-    return Detector(
-        "i_odin",
-        fit,
-        score,
-        {"temperature": temperature, "noise": noise, "numbers": need.numbers},
-        needs=(need,),
-        grid=odin().grid,
-    )
+    numbers = checks.at_least("numbers", numbers, 1)
+    return of_moved_images("i_odin", PerturbedMost(temperature, noise, numbers))

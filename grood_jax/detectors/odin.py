@@ -1,6 +1,6 @@
 """ODIN: the softmax at a high temperature, of images moved towards their predicted class."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from jaxtyping import Array, Float
 
@@ -35,7 +35,11 @@ def odin(*, temperature: float = 1000.0, noise: float = 0.0014) -> Detector:
     """
     temperature = checks.positive("temperature", temperature)
     noise = checks.fraction("noise", noise)
-    need = Perturbed(temperature, noise)
+    return of_moved_images("odin", Perturbed(temperature, noise))
+
+
+def of_moved_images(name: str, need: Perturbed) -> Detector:
+    """The detector whose score is MSP's, of the logits that ``need`` yields at its temperature."""
     plain = msp()
 
     def fit(training: Training, key: Array) -> tuple[()]:
@@ -43,13 +47,7 @@ def odin(*, temperature: float = 1000.0, noise: float = 0.0014) -> Detector:
         return ()
 
     def score(state: tuple[()], outputs: Outputs) -> Float[Array, " b"]:
-        return plain.score(state, replace(outputs, logits=outputs.extra[need] / temperature))
+        return plain.score(state, replace(outputs, logits=outputs.extra[need] / need.temperature))
 
-    return Detector(
-        "odin",
-        fit,
-        score,
-        {"temperature": temperature, "noise": noise},
-        needs=(need,),
-        grid={"temperature": (1.0, 10.0, 100.0, 1000.0), "noise": (0.0014, 0.0028)},
-    )
+    grid = {"temperature": (1.0, 10.0, 100.0, 1000.0), "noise": (0.0014, 0.0028)}
+    return Detector(name, fit, score, asdict(need), needs=(need,), grid=grid)
