@@ -265,8 +265,8 @@ def choose_axes(rows: Float[Array | np.ndarray, "n d"]) -> Float[np.ndarray, "d 
     return principal_axes(lambda: row_blocks(centred), len(centred))
 
 
-def frame_on_host(host: HostRows) -> tuple[Frame, int]:
-    """The frame of rows on the host, whose device holds a block of them at most; and how many."""
+def frame_on_host(host: HostRows) -> Frame:
+    """The frame of rows on the host, of which the device holds a block at most."""
     size, width = sum(map(len, host.pieces)), host.pieces[0].shape[1]
     total, squared, largest = np.zeros(width), 0.0, 0.0
     for block in host.blocks():
@@ -279,7 +279,7 @@ def frame_on_host(host: HostRows) -> tuple[Frame, int]:
     inverse_scale = _inverse_scale(jnp.float32(largest) + jnp.max(jnp.abs(center)))
     origin, scale = np.asarray(center), np.asarray(inverse_scale)
     axes = principal_axes(lambda: ((block - origin) * scale for block in host.blocks()), size)
-    return Frame(center, inverse_scale, jnp.asarray(axes)), size
+    return Frame(center, inverse_scale, jnp.asarray(axes))
 
 
 @jax.jit
@@ -328,7 +328,7 @@ def assemble(
 
 def _build_on_host(host: HostRows, memory: int) -> Bank:
     """A bfloat16 bank: a pass over the rows for each quantity, a block of them at a time."""
-    frame, size = frame_on_host(host)
+    frame, size = frame_on_host(host), sum(map(len, host.pieces))
     width, kept = frame.axes.shape
     if kept:
         coordinates = np.concatenate(

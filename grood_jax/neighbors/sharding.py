@@ -64,7 +64,7 @@ def shard_bank(
             f"bank has shape {rows.shape}; expected at least {len(owned)} rows, one for each "
             f"device along {bank_axis!r}"
         )
-    columns = np.asarray(frame_on_host(HostRows((rows,)))[0].axes)
+    columns = np.asarray(frame_on_host(HostRows((rows,))).axes)
     largest = -(-len(rows) // len(owned))
     own = [len(rows), -(-largest // GROUP) * GROUP, *columns.shape]
     sizes, totals, widths, counts = _all_processes(np.array(own)).T

@@ -206,7 +206,7 @@ def _training_form(early: bool, needs: tuple[Need, ...]) -> Form[TrainingResults
 
 
 class _Running:
-    """A pass over the training set under way; with `early`, of the means at the cut too."""
+    """A pass over the training set under way; with ``early`` it takes class means at the cut."""
 
     def __init__(self, backbone: Backbone, early: bool, needs: tuple[Need, ...]) -> None:
         self.backbone, self.early, self.needs = backbone, early, needs
