@@ -42,8 +42,7 @@ def shaped_head(name: str, training: Training) -> Head:
     Warns where features are negative, as those of transformers: percentiles and sums of such are
     no measure of how active a sample is.
     """
-    features = jnp.asarray(training.outputs.features)
-    share = float((features < 0).mean()) if features.size else 0.0
+    share = negative_share(training)
     if share > NEGATIVE:
         warnings.warn(
             f"{name} shapes activations that are not negative, and {share:.0%} of the training "
@@ -52,6 +51,12 @@ def shaped_head(name: str, training: Training) -> Head:
             stacklevel=2,
         )
     return head_of(name, training)
+
+
+def negative_share(training: Training) -> float:
+    """The share of the training features that is negative."""
+    features = jnp.asarray(training.outputs.features)
+    return float((features < 0).mean()) if features.size else 0.0
 
 
 def energy(features: Float[Array, "b d"], head: Head) -> Float[Array, " b"]:

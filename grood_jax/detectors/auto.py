@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from grood_jax.backbone.outputs import Outputs
+from grood_jax.detectors._activation import NEGATIVE, negative_share
 from grood_jax.detectors._statistics import training_features
 from grood_jax.detectors.base import Detector, MixedTraining, Noise, Training, require_head
 from grood_jax.detectors.combine import CombineState, fit_members, spared
@@ -20,6 +21,7 @@ from grood_jax.detectors.gen import gen
 from grood_jax.detectors.grood import ADVICE, NOISE_IMAGES, OODPrototype, checked_present, grood
 from grood_jax.detectors.mahalanobis import mahalanobis
 from grood_jax.detectors.relative_mahalanobis import relative_mahalanobis
+from grood_jax.detectors.vra import vra
 from grood_jax.maths.gradients import distances_to
 from grood_jax.maths.prototypes import class_prototypes, require_classes
 from grood_jax.neighbors.building import sampled_rows
@@ -45,8 +47,11 @@ SAMPLES_PER_FEATURE = 10
 TAIL = 0.1
 """The share of the largest calibrating scores that an exponential tail is fitted to."""
 
-CONFIDENCE = ("entropy", "gen")
-"""Members that need no class means."""
+FEWEST_IN_TAIL = 5
+"""So many at least, where they are no more than half: a mean of one or two says little."""
+
+CONFIDENCE, SHAPED = ("entropy", "gen"), ("vra", "gen")
+"""Members that need no class means; where features are what a ReLU leaves, those of the latter."""
 
 HEAD_MEMBER = "fdbd"
 """The member that joins wherever there is a class head."""
@@ -78,7 +83,8 @@ def auto(*, present_classes: Sequence[int] | None = None) -> Detector:
     ``results.json``:
 
     1. Where a class has fewer than 3 training samples, or the features do not vary within classes:
-       `entropy` and `gen`, which need no class means.
+       `vra` and `gen`, which need no class means; `entropy` in place of `vra` where more than a
+       tenth of the training features is negative, or without a class head.
     2. Else, where of training samples left out at least 95 % lie nearest to the mean of the class
        that the network predicts: `grood` by the norm with the OOD prototypes of mix-up, noise and
        the prototypes' mean, and `mahalanobis` of normalised features with a shrinkage of 0.1.
@@ -92,9 +98,10 @@ def auto(*, present_classes: Sequence[int] | None = None) -> Detector:
     Members are fitted without the samples left out: a tenth, at least 100 if that is no more than
     half, at most 10,000. In cases 1 and 4 no member keeps samples, and they are calibrated by up to
     10,000 of those that they are fitted on. Each member's score becomes a p-value, its rank among
-    the scores of the samples left out as in `combine`; beyond the largest tenth, of an exponential
-    tail with the mean of their excesses. The score is Fisher's sum, ``−2 Σ log p``. As the network
-    has seen these samples, and members depend on each other, it is a score and no test.
+    the scores of the samples left out as in `combine`; beyond the largest tenth, or the largest 5
+    of fewer than 50, of an exponential tail with the mean of their excesses. The score is Fisher's
+    sum, ``−2 Σ log p``. As the network has seen these samples, and members depend on each other, it
+    is a score and no test.
 
     Args:
       present_classes: the classes that the training data hold, if not all of the network's. Class
@@ -140,6 +147,7 @@ def _member(word: str, sources: tuple[OODPrototype, ...] = ("prototype-mean",)) 
         "mahalanobis": mahalanobis,
         "relative_mahalanobis": relative_mahalanobis,
         "fdbd": fdbd,
+        "vra": vra,
     }[word]()
 
 
@@ -158,7 +166,8 @@ def _fit(present: tuple[int, ...], training: Training, key: Array) -> AutoState:
     narrow = _narrowed(training, present)
     split_key, fit_key = jax.random.split(key)
     out = _left_out(narrow, split_key)
-    near, far, why = _chosen(narrow, features, out, present)
+    near, why = _chosen(narrow, features, out, present)
+    far = [] if near else list(_confidence(training, why))
     if training.head is None:
         why.append(f"{HEAD_MEMBER} is left out: there is no class head")
     else:
@@ -224,25 +233,24 @@ def _chosen(
     features: Float[Array, "n d"],
     out: Int[np.ndarray, " h"],
     present: tuple[int, ...],
-) -> tuple[list[str], list[str], list[str]]:
-    """The members that have class means, those that have not, and why these."""
+) -> tuple[list[str], list[str]]:
+    """The members that have class means, if these are trusted, and why."""
     labels, logits = np.asarray(training.labels), np.asarray(training.outputs.logits)
     classes = logits.shape[1]
     counts = np.bincount(labels, minlength=classes)
-    confidence = list(CONFIDENCE)
     if counts.min() < FEWEST:
         rarest = counts.argmin()
         why = (
             f"class {present[rarest] if present else rarest} has {counts.min()} training samples, "
             f"fewer than {FEWEST}: class means are not trusted"
         )
-        return [], confidence, [why]
+        return [], [why]
     kept = np.setdiff1d(np.arange(len(labels)), out)
     means, _ = class_prototypes(features[kept], labels[kept], classes)
     rest = jnp.abs(features[kept] - means[labels[kept]]).max()
     # Float32 means of equal features differ from them in the last digits.
     if float(rest) <= 1e-5 * float(jnp.abs(features).max()):
-        return [], confidence, ["features do not vary within classes"]
+        return [], ["features do not vary within classes"]
     judged = out[np.unique(np.linspace(0, len(out) - 1, JUDGED).astype(int))]
     nearest = np.asarray(distances_to(features[judged], means)).argmin(axis=1)
     share = float((nearest == logits[judged].argmax(axis=1)).mean())
@@ -252,14 +260,23 @@ def _chosen(
     )
     if share >= AGREEMENT:
         explained = said.format("no less") + ": class means explain them"
-        return ["grood", "mahalanobis++"], [], [explained]
+        return ["grood", "mahalanobis++"], [explained]
     why = said.format("less") + ": distances need the covariance"
     enough = len(kept) - classes >= SAMPLES_PER_FEATURE * features.shape[1]
     samples = f"{len(kept)} samples are {'enough' if enough else 'too few'} for that of "
     lines = [why, f"{samples}{features.shape[1]} features"]
-    return (
-        (["mahalanobis", "relative_mahalanobis"], [], lines) if enough else ([], confidence, lines)
-    )
+    return ["mahalanobis", "relative_mahalanobis"] if enough else [], lines
+
+
+def _confidence(training: Training, why: list[str]) -> tuple[str, ...]:
+    """The members in their place; says why."""
+    if training.head is None:
+        return CONFIDENCE
+    share = negative_share(training)
+    shaped = share <= NEGATIVE
+    said = "as a ReLU leaves them: vra is" if shaped else "unlike what a ReLU leaves: entropy is"
+    why.append(f"{share:.0%} of the features are negative, {said} taken")
+    return SHAPED if shaped else CONFIDENCE
 
 
 def _score(state: AutoState, outputs: Outputs) -> Float[Array, " b"]:
@@ -280,7 +297,7 @@ def _fisher(scores: Float[Array, "m b"], calibration: Float[Array, "m n"]) -> Fl
     )
     whole = 2 * (count + 1)
     log_p = jnp.log((whole - (below + up_to + 1)) / whole)
-    tail = max(1, int(TAIL * count))
+    tail = max(1, int(TAIL * count), min(FEWEST_IN_TAIL, count // 2))
     start = calibration[:, max(count - tail - 1, 0)][:, None]
     excess = (calibration[:, count - tail :] - start).mean(axis=1, keepdims=True)
     steps = jnp.minimum((scores - start) / jnp.where(excess > 0, excess, 1.0), LONGEST)

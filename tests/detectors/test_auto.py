@@ -119,6 +119,18 @@ def test_one_or_two_samples_a_class(key, count):
     assert np.isfinite(AUTO.score(state, QUERIES)).all()
 
 
+@pytest.mark.parametrize("negative, member", [(0.0, "vra"), (0.05, "vra"), (0.2, "entropy")])
+def test_activations_are_shaped_where_a_relu_leaves_them(key, negative, member):
+    training = training_of(count=5)
+    features = np.abs(training.outputs.features).ravel()
+    features[: round(negative * features.size)] *= -1
+    given = replace(training, outputs=outputs_of(features.reshape(-1, WIDTH)))
+    state, text = explained(given, key)
+    assert state.members == (member, "gen", "fdbd")
+    assert f"of the features are negative, {'as' if member == 'vra' else 'unlike'}" in text
+    assert AUTO.fit(replace(given, head=None), key).members == ("entropy", "gen")
+
+
 def test_features_that_do_not_vary_within_classes(key):
     state, text = explained(training_of(spread=0.0), key)
     assert state.members == ("entropy", "gen", "fdbd")
@@ -130,7 +142,7 @@ def fisher(scores, calibration):
     total = np.zeros(scores.shape[1])
     for own, held in zip(scores, calibration, strict=True):
         count = len(held)
-        tail = count // 10
+        tail = max(1, count // 10, min(5, count // 2))
         start, excess = held[-tail - 1], held[-tail:].mean() - held[-tail - 1]
         above = (held > own[:, None]).sum(axis=1) + (held == own[:, None]).sum(axis=1) / 2
         p = (above + 0.5) / (count + 1)
