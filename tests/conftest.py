@@ -1,5 +1,6 @@
 """Strict JAX, runtime shape checks, eight fake devices, bounded memory, and the prepared data."""
 
+import contextlib
 import ctypes
 import fcntl
 import gc
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 # What one test has compiled need not be compiled again by others, nor by the commands they start.
@@ -17,8 +19,11 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="grood-jax-compiled-")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _compiled.name)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    # Or the folder would be part of a program's name, and no other process would know it.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
 else:
-    # A folder each: JAX writes in place, and another process may read what is half written.
+    # A folder each: JAX writes in place, and another process may read what is half written. What
+    # is whole is taken over by `_take_compiled`.
     _own = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / os.environ["PYTEST_XDIST_WORKER"]
     _own.mkdir(parents=True, exist_ok=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_own)
@@ -79,6 +84,7 @@ local_devices = jax.local_devices
 GROWTH = 400 * 2**20
 """Bytes by which a process may grow before it forgets what it has compiled."""
 _kept = {"bytes": 0}
+_taken = {"at": 0.0}
 
 
 def _first_device(*given, **named):
@@ -109,6 +115,20 @@ def _resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
+
+
+def pytest_runtest_setup() -> None:
+    """What another process has compiled is taken over, every few seconds."""
+    now = time.time()
+    if "PYTEST_XDIST_WORKER" in os.environ and now > _taken["at"] + 3:
+        _taken["at"] = now
+        own = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+        known = {path.name for path in own.iterdir()}
+        for path in own.parent.glob("gw*/*-cache"):
+            # A younger one may be half written.
+            if path.name not in known and path.stat().st_mtime < now - 2:
+                with contextlib.suppress(FileExistsError):
+                    (own / path.name).hardlink_to(path)
 
 
 @pytest.hookimpl(trylast=True)

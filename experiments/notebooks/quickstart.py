@@ -34,6 +34,7 @@ if "google.colab" in sys.modules:  # elsewhere, in a checkout: pip install -e '.
 # %%
 import jax
 import matplotlib.pyplot as plt
+import numpy as np
 
 import grood_jax as gj
 
@@ -154,8 +155,9 @@ plt.show()
 
 # %%
 fitted = classifier.state
+network = jax.jit(lambda images: backbone(images))
 outputs = {
-    name: backbone(prepare.normalize(images))
+    name: network(prepare.normalize(images))
     for name, images in ({"test": digits.test.images} | unknown).items()
 }
 gradients = {
@@ -163,14 +165,14 @@ gradients = {
     for name, own in outputs.items()
 }
 bank = gj.bank_rows(fitted.bank)
-axes = jax.numpy.linalg.svd(bank, full_matrices=False)[2][:2].T
+axes = np.linalg.svd(bank, full_matrices=False)[2][:2].T
 
 figure, places = plt.subplots(
     1, 4, figsize=(10, 2.9), sharex=True, sharey=True, layout="constrained"
 )
 for place, (name, own) in zip(places, gradients.items(), strict=True):
     place.scatter(*(bank @ axes).T, s=5, color="0.8", label="training")
-    place.scatter(*(own[:: -(-len(own) // 300)] @ axes).T, s=7, color=colors[name])
+    place.scatter(*(np.asarray(own)[:: -(-len(own) // 300)] @ axes).T, s=7, color=colors[name])
     place.plot(0, 0, "+", color="black")
     place.set(title=name, xlabel="first axis")
 places[0].set_ylabel("second axis")
@@ -199,11 +201,9 @@ for digit in (8, 9):
 # Nearly all are 9s, and for most of them the network hesitates between 3 and 5:
 
 # %%
-passes = {
-    name: own <= jax.numpy.quantile(table.scores[name]["test"], 0.95) for name, own in near.items()
-}
+passes = {name: own <= np.quantile(table.scores[name]["test"], 0.95) for name, own in near.items()}
 missed = passes["grood"] & ~passes["msp"]
-top = outputs["digits_8_9"].logits.argsort(axis=1)[:, -2:]
+top = np.argsort(outputs["digits_8_9"].logits, axis=1)[:, -2:]
 between = [sorted(pair) == [3, 5] for pair in top[missed].tolist()]
 print(missed.sum(), "missed,", (written[missed] == 9).sum(), "of them 9s;", end=" ")
 print(sum(between), "have 3 and 5 as their two highest logits")

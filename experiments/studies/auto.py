@@ -108,7 +108,8 @@ class AutoConfig:
       checkpoints: holds a folder for each network that needs one.
       cache_dir: keeps the networks' outputs.
       seed: of all that is random.
-      output: the results file.
+      output: the results file, written after each network.
+      resume: take the settings that the results file has already from it.
     """
 
     settings: tuple[str, ...] = tuple(SETTINGS)
@@ -118,6 +119,7 @@ class AutoConfig:
     cache_dir: Path | None = None
     seed: int = 0
     output: Path = Path("experiments/results/auto.json")
+    resume: bool = False
 
     def __post_init__(self) -> None:
         for name in self.settings:
@@ -274,30 +276,24 @@ def _mean(values: np.ndarray, seed: int) -> list[float]:
     return [mean, float(ends.low), float(ends.high)]
 
 
-def run(config: AutoConfig, settings: Sequence[str]) -> dict[str, Any]:
-    """All settings, each network's together."""
+def run(config: AutoConfig, network: str, settings: Sequence[str]) -> dict[str, Any]:
+    """A network's settings."""
     rows = {}
-    for network in dict.fromkeys(SETTINGS[name][0] for name in settings):
-        own = opened(config, NETWORKS[network])
-        passed = passed_by(own)
-        for name in settings:
-            of, shots, chosen_on = SETTINGS[name]
-            if of != network:
-                continue
-            found = measured(own, passed, fitter_of(own, shots, config.seed))
-            rows[name] = {"network": network, "rules chosen on it": chosen_on, **found}
-            for group in GROUPS:
-                if own_figures := found.get(group):
-                    first = next(word for word in own_figures if word != "auto")
-                    tell(
-                        f"{name}, {group}: auto {own_figures['auto']:.4f}, "
-                        f"{first} {own_figures[first]:.4f}"
-                    )
+    own = opened(config, NETWORKS[network])
+    passed = passed_by(own)
+    for name in settings:
+        _, shots, chosen_on = SETTINGS[name]
+        figures = measured(own, passed, fitter_of(own, shots, config.seed))
+        rows[name] = {"network": network, "rules chosen on it": chosen_on, **figures}
+        for group in GROUPS:
+            if aurocs := figures.get(group):
+                first = next(word for word in aurocs if word != "auto")
+                tell(f"{name}, {group}: auto {aurocs['auto']:.4f}, {first} {aurocs[first]:.4f}")
     return rows
 
 
-def main(config: AutoConfig) -> None:
-    rows = run(config, config.settings)
+def write(config: AutoConfig, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """The results file of these settings."""
     halves = {
         "rules chosen on": [name for name, row in rows.items() if row["rules chosen on it"]],
         "untouched": [name for name, row in rows.items() if not row["rules chosen on it"]],
@@ -308,7 +304,7 @@ def main(config: AutoConfig) -> None:
         "date": datetime.date.today().isoformat(),
         "versions": provenance.versions(),
         "device": provenance.device(),
-        "settings": rows,
+        "settings": dict(rows),
         "summary": {
             half: summary({name: rows[name] for name in names}, config.seed)
             for half, names in halves.items()
@@ -317,6 +313,15 @@ def main(config: AutoConfig) -> None:
     }
     config.output.parent.mkdir(parents=True, exist_ok=True)
     config.output.write_text(json.dumps(about, indent=2) + "\n")
+
+
+def main(config: AutoConfig) -> None:
+    held = config.resume and config.output.exists()
+    rows = json.loads(config.output.read_text())["settings"] if held else {}
+    missing = [name for name in config.settings if name not in rows]
+    for network in dict.fromkeys(SETTINGS[name][0] for name in missing):
+        rows |= run(config, network, [name for name in missing if SETTINGS[name][0] == network])
+        write(config, {name: rows[name] for name in SETTINGS if name in rows})
     tell(f"results in {config.output}")
 
 
