@@ -1,6 +1,6 @@
 """Auto: a fixed recipe that combines the detectors whose premises the training outputs meet."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from grood_jax.backbone.outputs import Outputs
 from grood_jax.detectors._activation import NEGATIVE, negative_share
-from grood_jax.detectors._statistics import training_features
+from grood_jax.detectors._statistics import fit_class_gaussians, product, training_features
 from grood_jax.detectors.base import Detector, MixedTraining, Noise, Training, require_head
-from grood_jax.detectors.combine import CombineState, fit_members, spared
+from grood_jax.detectors.combine import CombineState, fit_members, rows_of, spared
 from grood_jax.detectors.entropy import entropy
 from grood_jax.detectors.fdbd import fdbd
 from grood_jax.detectors.gen import gen
@@ -41,8 +41,11 @@ AGREEMENT = 0.95
 JUDGED = 2000
 """Samples by which that is judged."""
 
-SAMPLES_PER_FEATURE = 10
-"""Samples for each feature, from which a covariance needs no shrinkage."""
+SHRINKAGE = 0.1
+"""Of the covariances, towards their mean eigenvalue."""
+
+OVERLAPPING = ("mahalanobis:shrinkage=0.1", "relative_mahalanobis:shrinkage=0.1")
+"""Members where classes overlap, by what makes them."""
 
 TAIL = 0.1
 """The share of the largest calibrating scores that an exponential tail is fitted to."""
@@ -88,8 +91,9 @@ def auto(*, present_classes: Sequence[int] | None = None) -> Detector:
     2. Else, where of training samples left out at least 95 % lie nearest to the mean of the class
        that the network predicts: `grood` by the norm with the OOD prototypes of mix-up, noise and
        the prototypes' mean, and `mahalanobis` of normalised features with a shrinkage of 0.1.
-    3. Else, where there are 10 training samples for each feature and more: `mahalanobis` and
-       `relative_mahalanobis`, whose covariances say how classes overlap.
+    3. Else, where more of them lie nearest to that mean by the covariance that the classes share:
+       `mahalanobis` and `relative_mahalanobis`, which know how classes overlap, with the same
+       shrinkage.
     4. Else as 1.
 
     `fdbd` joins in all cases. What there is not is left out: `fdbd` without a class head, the
@@ -140,15 +144,16 @@ def _member(word: str, sources: tuple[OODPrototype, ...] = ("prototype-mean",)) 
     if word == "grood":
         return grood(ood_prototype=sources, score="norm")
     if word == "mahalanobis++":
-        return mahalanobis(normalize=True, shrinkage=0.1)
-    return {
+        return mahalanobis(normalize=True, shrinkage=SHRINKAGE)
+    makers: dict[str, Callable[[], Detector]] = {
         "entropy": entropy,
         "gen": gen,
-        "mahalanobis": mahalanobis,
-        "relative_mahalanobis": relative_mahalanobis,
+        OVERLAPPING[0]: partial(mahalanobis, shrinkage=SHRINKAGE),
+        OVERLAPPING[1]: partial(relative_mahalanobis, shrinkage=SHRINKAGE),
         "fdbd": fdbd,
         "vra": vra,
-    }[word]()
+    }
+    return makers[word]()
 
 
 @cache
@@ -252,8 +257,9 @@ def _chosen(
     if float(rest) <= 1e-5 * float(jnp.abs(features).max()):
         return [], ["features do not vary within classes"]
     judged = out[np.unique(np.linspace(0, len(out) - 1, JUDGED).astype(int))]
+    predicted = logits[judged].argmax(axis=1)
     nearest = np.asarray(distances_to(features[judged], means)).argmin(axis=1)
-    share = float((nearest == logits[judged].argmax(axis=1)).mean())
+    share = float((nearest == predicted).mean())
     said = (
         f"of {len(judged)} training samples left out {share:.1%} lie nearest to the mean of the "
         f"class that the network predicts, {{}} than {AGREEMENT:.0%}"
@@ -261,11 +267,17 @@ def _chosen(
     if share >= AGREEMENT:
         explained = said.format("no less") + ": class means explain them"
         return ["grood", "mahalanobis++"], [explained]
-    why = said.format("less") + ": distances need the covariance"
-    enough = len(kept) - classes >= SAMPLES_PER_FEATURE * features.shape[1]
-    samples = f"{len(kept)} samples are {'enough' if enough else 'too few'} for that of "
-    lines = [why, f"{samples}{features.shape[1]} features"]
-    return ["mahalanobis", "relative_mahalanobis"] if enough else [], lines
+    own = Training(rows_of(training.outputs, kept, ()), training.labels[kept])
+    gaussians = fit_class_gaussians("auto", own, shrinkage=SHRINKAGE)
+    points = product(features[judged] - gaussians.center[None, :], gaussians.whitening)
+    nearest = np.asarray(distances_to(points, gaussians.means)).argmin(axis=1)
+    with_covariance = float((nearest == predicted).mean())
+    better = with_covariance > share
+    lines = [
+        f"{said.format('less')}; by the classes' covariance {with_covariance:.1%}, "
+        f"{'' if better else 'no '}more: it is {'' if better else 'not '}trusted"
+    ]
+    return list(OVERLAPPING) if better else [], lines
 
 
 def _confidence(training: Training, why: list[str]) -> tuple[str, ...]:

@@ -151,8 +151,8 @@ def fit_members(
     Raises:
       ValueError: a member scores a sample NaN, or what its ``fit`` raises.
     """
-    fitted_on = _rows(training.outputs, kept, {need for m in members for need in m.fit_needs})
-    apart = _rows(training.outputs, out, {need for m in members for need in m.needs})
+    fitted_on = rows_of(training.outputs, kept, {need for m in members for need in m.fit_needs})
+    apart = rows_of(training.outputs, out, {need for m in members for need in m.needs})
     labels = training.labels[kept]
     states, calibration = [], []
     for member, scorer, own_key in zip(members, scorers, _keys(members, key), strict=True):
@@ -250,7 +250,7 @@ def _keys(members: Sequence[Detector], key: Array) -> list[Array]:
     ]
 
 
-def _rows(
+def rows_of(
     outputs: Outputs, rows: Int[np.ndarray, " r"] | slice, needs: Collection[Need]
 ) -> Outputs:
     """Some rows of the outputs. Only what is needed: anything more would be copied for nothing."""
@@ -267,7 +267,7 @@ def _scores(
     for start in range(0, count, block):
         # The last block reaches back into the one before: one shape, one compilation.
         first = min(start, count - block)
-        own = _rows(outputs, slice(first, first + block), outputs.extra)
+        own = rows_of(outputs, slice(first, first + block), outputs.extra)
         scores = scorer(state, own)
         parts.append(jnp.asarray(scores, jnp.float32)[start - first :])
     return jnp.concatenate(parts)

@@ -11,12 +11,16 @@ import pytest
 
 import grood_jax as gj
 from grood_jax.detectors import Training, auto, create, rebuild
-from grood_jax.detectors.auto import AutoState
+from grood_jax.detectors.auto import OVERLAPPING, AutoState
 from grood_jax.detectors.combine import CombineState
+from grood_jax.detectors.spec import parse_spec
 from grood_jax.support.structures import put_together, take_apart
 
 WIDTH, CLASSES = 6, 3
 WEIGHTS = np.random.default_rng(5).normal(size=(WIDTH, CLASSES)).astype(np.float32)
+UNREAD = np.linalg.svd(WEIGHTS)[0][:, -1]
+"""A direction of the features that the logits do not see."""
+
 AUTO = auto()
 
 
@@ -25,10 +29,11 @@ def outputs_of(features):
     return gj.Outputs(jnp.asarray(features), jnp.asarray(features @ WEIGHTS))
 
 
-def training_of(count=120, spread=0.3, head=True, ood=None):
+def training_of(count=120, spread=0.3, head=True, ood=None, unread=0.0):
     rng = np.random.default_rng(0)
     labels = np.arange(count) % CLASSES
     features = spread * rng.normal(size=(count, WIDTH)) + 3 * WEIGHTS.T[labels]
+    features += unread * rng.normal(size=(count, 1)) * UNREAD
     given = (jnp.asarray(WEIGHTS), jnp.zeros(CLASSES)) if head else None
     return Training(outputs_of(features), jnp.asarray(labels, jnp.int32), ood, head=given)
 
@@ -65,17 +70,18 @@ def test_what_there_is_not_is_left_out(key):
 
 
 def test_where_classes_overlap_their_covariance_is_taken(key):
-    state, text = explained(training_of(count=600, spread=4.0), key)
-    assert state.members == ("mahalanobis", "relative_mahalanobis", "fdbd")
+    state, text = explained(training_of(count=600, unread=30.0), key)
+    assert state.members == (*OVERLAPPING, "fdbd")
     assert state.fitted.calibration.shape == (3, 100)
-    assert "less than 95%: distances need the covariance" in text
-    assert "500 samples are enough for that of 6 features" in text
+    euclidean, whitened = map(float, re.findall(r"([\d.]+)%", text.splitlines()[1])[::2])
+    assert euclidean < whitened
+    assert f"by the classes' covariance {whitened}%, more: it is trusted" in text
 
 
-def test_where_that_is_of_too_few_samples_probabilities_are(key):
-    state, text = explained(training_of(count=60, spread=4.0), key)
+def test_where_that_does_not_help_probabilities_are(key):
+    state, text = explained(training_of(count=60, spread=8.0), key)
     assert state.members == ("entropy", "gen", "fdbd")
-    assert "30 samples are too few for that of 6 features" in text
+    assert "no more: it is not trusted" in text
     # They keep no samples: none is left out.
     assert state.fitted.calibration.shape == (3, 60)
 
@@ -86,15 +92,17 @@ def without(training, label):
     return replace(training, outputs=outputs, labels=labels)
 
 
-@pytest.mark.parametrize("spread", [0.3, 9.0])
-def test_an_absent_class_is_not_expected(key, spread):
-    whole = training_of(count=600, spread=spread)
+@pytest.mark.parametrize("unread", [0.0, 300.0])
+def test_an_absent_class_is_not_expected(key, unread):
+    whole = training_of(count=600, unread=unread)
     made = auto(present_classes=[2, 0])
     assert made.options == {"present_classes": [0, 2]}
     assert made.ood_sources[0].present == (0, 2)
     state = made.fit(without(whole, 1), key)
-    assert state.members[0] == ("grood" if spread < 1 else "mahalanobis")
-    assert len(state.fitted.states[0].class_prototypes if spread < 1 else ()) == 2 * (spread < 1)
+    if unread:
+        assert state.members[0] == OVERLAPPING[0]
+    else:
+        assert len(state.fitted.states[0].class_prototypes) == 2
     # Samples of other classes make no difference.
     again = made.fit(whole, key)
     assert made.explain(again) == made.explain(state)
@@ -152,9 +160,9 @@ def fisher(scores, calibration):
 
 
 def test_scores_equal_float64(key):
-    training = training_of(count=600, spread=4.0)
+    training = training_of(count=600, unread=30.0)
     state = AUTO.fit(training, key)
-    members = [create(word) for word in state.members]
+    members = [create(name, **options) for name, options in map(parse_spec, state.members)]
     scores = np.stack(
         [m.score(s, QUERIES) for m, s in zip(members, state.fitted.states, strict=True)]
     )
@@ -189,7 +197,7 @@ def test_it_is_rebuilt_from_what_is_written_of_it(key):
 
 
 def test_the_key_decides_what_is_left_out():
-    training = training_of(count=600, spread=4.0)
+    training = training_of(count=600, unread=30.0)
     first, again, other = (AUTO.fit(training, jax.random.key(i)) for i in (0, 0, 1))
     np.testing.assert_array_equal(first.fitted.calibration, again.fitted.calibration)
     assert (np.asarray(first.fitted.calibration) != other.fitted.calibration).any()
