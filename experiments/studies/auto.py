@@ -75,7 +75,9 @@ NETWORKS = {
     "fashion_mnist, seed 1": Network("fashion_mnist", "fashion_mnist-small-seed1", 2000),
     "cifar10": Network("cifar10", "resnet20", 1000, 10_000),
     "cifar100": Network("cifar100", "densenet_bc_100_12", 400, 2000, ("odin",)),
-    "imagenet_small": Network("imagenet_small", "efficientnet_lite0", 400, None, ("odin",)),
+    "imagenet_small": Network(
+        "imagenet_small", "efficientnet_lite0", 400, None, ("odin", "i_odin", "adascale")
+    ),
 }
 
 SETTINGS: dict[str, tuple[str, int | None, bool]] = {

@@ -38,6 +38,9 @@ FEWEST = 3
 AGREEMENT = 0.95
 """The share of samples left out that must lie nearest to the mean of their predicted class."""
 
+EXPLAINED = 0.25
+"""The share of the others that a covariance must bring nearest to that mean, to be trusted."""
+
 JUDGED = 2000
 """Samples by which that is judged."""
 
@@ -91,9 +94,9 @@ def auto(*, present_classes: Sequence[int] | None = None) -> Detector:
     2. Else, where of training samples left out at least 95 % lie nearest to the mean of the class
        that the network predicts: `grood` by the norm with the OOD prototypes of mix-up, noise and
        the prototypes' mean, and `mahalanobis` of normalised features with a shrinkage of 0.1.
-    3. Else, where more of them lie nearest to that mean by the covariance that the classes share:
-       `mahalanobis` and `relative_mahalanobis`, which know how classes overlap, with the same
-       shrinkage.
+    3. Else, where the covariance that the classes share brings a quarter of the others nearest to
+       that mean: `mahalanobis` and `relative_mahalanobis`, which know how classes overlap, with the
+       same shrinkage.
     4. Else as 1.
 
     `fdbd` joins in all cases. What there is not is left out: `fdbd` without a class head, the
@@ -272,12 +275,12 @@ def _chosen(
     points = product(features[judged] - gaussians.center[None, :], gaussians.whitening)
     nearest = np.asarray(distances_to(points, gaussians.means)).argmin(axis=1)
     with_covariance = float((nearest == predicted).mean())
-    better = with_covariance > share
+    helps = 1 - with_covariance <= (1 - EXPLAINED) * (1 - share)
     lines = [
-        f"{said.format('less')}; by the classes' covariance {with_covariance:.1%}, "
-        f"{'' if better else 'no '}more: it is {'' if better else 'not '}trusted"
+        f"{said.format('less')}; by the classes' covariance {with_covariance:.1%}: it "
+        f"{'explains' if helps else 'does not explain'} a quarter of the others"
     ]
-    return list(OVERLAPPING) if better else [], lines
+    return list(OVERLAPPING) if helps else [], lines
 
 
 def _confidence(training: Training, why: list[str]) -> tuple[str, ...]:

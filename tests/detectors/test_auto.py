@@ -74,14 +74,14 @@ def test_where_classes_overlap_their_covariance_is_taken(key):
     assert state.members == (*OVERLAPPING, "fdbd")
     assert state.fitted.calibration.shape == (3, 100)
     euclidean, whitened = map(float, re.findall(r"([\d.]+)%", text.splitlines()[1])[::2])
-    assert euclidean < whitened
-    assert f"by the classes' covariance {whitened}%, more: it is trusted" in text
+    assert 100 - whitened <= 0.75 * (100 - euclidean)
+    assert f"by the classes' covariance {whitened}%: it explains a quarter" in text
 
 
 def test_where_that_does_not_help_probabilities_are(key):
     state, text = explained(training_of(count=60, spread=8.0), key)
     assert state.members == ("entropy", "gen", "fdbd")
-    assert "no more: it is not trusted" in text
+    assert "it does not explain a quarter of the others" in text
     # They keep no samples: none is left out.
     assert state.fitted.calibration.shape == (3, 60)
 
