@@ -1,7 +1,8 @@
 """One of the two processes of `test_processes`: ``distributed_process.py NUMBER PORT FOLDER``.
 
 Evaluates digits with the words in ``FOLDER/words.json``, twice: the second time from the cache,
-which only the first process has. Then again, with a disk that fails the second process. Exchanges
+which only the first process has. Then again, with a disk that fails the second process, with other
+options than the first's, and with other data. Exchanges
 outputs by themselves, and a classifier. Writes which rows it read, exit statuses, and what it was
 given, to ``FOLDER/NUMBER.json``.
 """
@@ -55,6 +56,17 @@ found = {"made": evaluate("made", *cache), "held": evaluate("held", *cache)}
 fails = True
 found["failed"] = evaluate("failed")
 fails = False
+found["other option"] = evaluate("option", "--seed", str(number))
+
+
+def others(self, indices):
+    images, labels = read(self, indices)
+    return images, labels + number
+
+
+ArraySet.read = others
+found["other data"] = evaluate("data")
+ArraySet.read = failing
 
 # Rows that are left out in one process only, and exchanged in many small blocks.
 processes.BLOCK_BYTES = 200
@@ -124,7 +136,7 @@ def saved():
 found["saved"] = crew.in_turn(saved)
 try:
     with crew.together():
-        crew.require_same("numbers", number)
+        crew.require_same({"number": number})
 except UserError as error:
     found["refusal"] = str(error)
 (folder / f"{number}.json").write_text(json.dumps(found))

@@ -43,6 +43,7 @@ ANYWHERE = {"jax", "jaxtyping", "numpy"}
 # Where else a package may be imported: rooms or modules.
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "PIL": ("data", "cli.predict", "evaluation.report", "deploying.serving"),
+    "jaxlib": ("passes.coordinator",),
     "h11": ("deploying.serving",),
     "flax": ("backbone", "models", "storage", "training", "cli"),
     "matplotlib": ("evaluation.report",),

@@ -48,7 +48,7 @@ def test_one_process_alone_is_left_alone():
     assert alone.leads and alone.share(lambda rows: made, np.arange(3)) is made
     assert alone.agreed(make_anew) is make_anew
     assert alone.in_turn(lambda: 3) == 3
-    alone.require_same("anything", 1)
+    alone.require_same({"anything": 1})
     with pytest.raises(OSError, match="as it is"), alone.together():
         raise OSError("as it is")
 
@@ -148,6 +148,15 @@ def test_where_one_process_fails_all_do(ran):
 
 
 @pytest.mark.slow
+def test_other_options_and_other_data_are_refused_by_all(ran):
+    _, found, said = ran
+    for part, lines in zip(found, said, strict=True):
+        assert part["other option"] == part["other data"] == {"code": 1, "read": []}
+        assert "error: process 1 has the option seed 1, and process 0 has 0; give all" in lines
+        assert "error: process 1 has the set digits_8_9 [61, '" in lines
+
+
+@pytest.mark.slow
 def test_unreadable_images_are_known_to_all(ran):
     readable = [0, 1, 3, 4, 5, 6, 8, 9, 10]
     pixels = np.arange(44).reshape(11, 4)[readable] / 255
@@ -181,4 +190,6 @@ def test_what_the_first_process_saves_others_load(ran):
 @pytest.mark.slow
 def test_processes_that_found_different_things_are_refused(ran):
     for part in ran[1]:
-        assert part["refusal"].startswith("processes 0 and 1 have found different numbers; give")
+        assert part["refusal"].startswith(
+            "process 1 has the number 1, and process 0 has 0; give all"
+        )

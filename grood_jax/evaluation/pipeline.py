@@ -20,7 +20,7 @@ from grood_jax.backbone.backbone import Backbone
 from grood_jax.backbone.outputs import Need, Outputs
 from grood_jax.benchmarks import Benchmark, OpenBenchmark
 from grood_jax.data import ImageSet
-from grood_jax.data.sets import labels_of
+from grood_jax.data.sets import labels_of, sample_checksum
 from grood_jax.detectors import Detector, Validation
 from grood_jax.evaluation import fitting, heads, results, tuning
 from grood_jax.evaluation.accuracy import accuracy
@@ -232,7 +232,7 @@ def open_inputs(
     loaded, directory = crew.in_turn(
         lambda: find_classifier(config, benchmark, place, say, show_progress)
     )
-    crew.require_same("classifiers or images", _foundation(loaded, data))
+    crew.require_same(foundation(loaded, data))
     preprocessing = loaded.spec.preprocessing
     backbone = devices.spread(loaded.backbone(config.cut))
     bad = BadImages() if config.skip_bad_images else None
@@ -554,13 +554,20 @@ def present(images: ImageSet | None) -> ImageSet:
     return images
 
 
-def _foundation(loaded: Loaded | OwnModel, data: OpenBenchmark) -> dict[str, Any]:
-    """What several processes must have in common."""
-    sets = [*data.titled.values(), data.id_validation, data.validation]
-    return {
-        "classifier": loaded.fingerprint,
-        "sets": [None if images is None else [images.name, len(images)] for images in sets],
+def foundation(loaded: Loaded | OwnModel, data: OpenBenchmark) -> dict[str, Any]:
+    """What several processes must have in common: the classifier, and sets of images.
+
+    Args:
+      loaded: the classifier.
+      data: the sets; of each a few images stand for all.
+    """
+    sets = {**data.titled, "ID validation": data.id_validation, "validation": data.validation}
+    found = {
+        f"set {name}": [len(own), sample_checksum(own)]
+        for name, own in sets.items()
+        if own is not None
     }
+    return {"classifier": loaded.fingerprint, **found}
 
 
 def _memo(

@@ -7,7 +7,6 @@ one does.
 
 import contextlib
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -20,13 +19,18 @@ from jaxtyping import Int
 
 from grood_jax.data import Batch
 from grood_jax.maths.prototypes import ClassMeans, merge
+from grood_jax.passes import runtime
 from grood_jax.passes.memo import Form, Memo
+from grood_jax.support import provenance
 from grood_jax.support.errors import UserError, first_line
 
 T = TypeVar("T")
 
 BLOCK_BYTES = 2**28
 """Bytes of all processes' rows that are exchanged at once."""
+
+START_SECONDS = 20
+"""How long processes wait for one another at the start."""
 
 HELD, WANTED = 0, 1
 """Whether the first process has the outputs of a set already, or wants them made."""
@@ -171,25 +175,26 @@ class Processes:
         _round()
         return work()
 
-    def require_same(self, what: str, value: Any) -> None:
-        """Refuses processes that have not found the same.
+    def require_same(self, facts: Mapping[str, Any]) -> None:
+        """Refuses processes that differ.
 
         Args:
-          what: what ``value`` is, for the message.
-          value: in JSON's types.
+          facts: what each must have in common with the first, by name, in JSON's types.
 
         Raises:
-          UserError: it differs from another process's.
+          UserError: one of them differs from the first process's.
         """
         if self.count == 1:
             return
-        checksum = zlib.crc32(json.dumps(value, sort_keys=True).encode()) >> 1
-        different = np.flatnonzero(np.diff(_round(checksum)))
-        if len(different):
-            raise UserError(
-                f"processes {different[0]} and {different[0] + 1} have found different {what}; "
-                "give all of them the same command, checkpoint and data"
-            )
+        said = list(map(json.loads, _said(json.dumps(facts, default=str))))
+        for number, theirs in enumerate(said):
+            for name in sorted({*said[0], *theirs}):
+                ours = said[0].get(name)
+                if theirs.get(name) != ours:
+                    raise UserError(
+                        f"process {number} has the {name} {theirs.get(name)!r}, and process 0 has "
+                        f"{ours!r}; give all processes the same command, checkpoint and data"
+                    )
 
     def share(
         self,
@@ -230,42 +235,52 @@ class Processes:
 
 
 def start(
-    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    seconds: int = START_SECONDS,
 ) -> Processes:
     """Meets the other processes, unless they have met; before anything is computed.
+
+    From then on a process that has died, or cannot be reached, is noticed by the others within half
+    a minute: they end with a line that names it.
 
     Args:
       coordinator: HOST:PORT of the first process; found by JAX on TPU pods, Slurm and Open MPI,
         as are the others.
       num_processes: how many processes there are.
       process_id: this one's number, from 0.
+      seconds: how long to wait for the others.
 
     Raises:
-      UserError: they cannot be found, or do not come.
+      UserError: they cannot be found, or have other versions or devices.
     """
-    if not jax.distributed.is_initialized():
-        try:
-            jax.distributed.initialize(coordinator, num_processes, process_id)
-        except (RuntimeError, ValueError) as error:
-            line = first_line(error)
-            raise UserError(
-                f"the processes cannot be brought together: {line} (--coordinator HOST:PORT, "
-                "--num-processes N and --process-id I name them)"
-            ) from error
-    return Processes(jax.process_index(), jax.process_count())
+    runtime.meet(coordinator, num_processes, process_id, seconds)
+    crew = Processes(*runtime.own_place())
+    # Before devices are looked for, which another version may do in another way.
+    versions = {f"version of {name}": own for name, own in provenance.versions().items()}
+    crew.require_same({"number of processes": crew.count, **versions})
+    kind = jax.local_devices()[0].device_kind
+    crew.require_same({"number of devices": jax.local_device_count(), "kind of device": kind})
+    return crew
 
 
-def _round(number: int = 0, failed: bool = False) -> Int[np.ndarray, " p"]:
-    """Every process's number, once all are here; raises Stopped if one has failed."""
-    said = np.asarray(multihost_utils.process_allgather(np.array([failed, number], np.int32)))
-    broken = np.flatnonzero(said[:, 0])
-    if len(broken) and not failed:
+def _said(text: str, failed: bool = False) -> list[str]:
+    """What every process says, once all are here; raises Stopped if one has failed."""
+    said = [own.partition(" ") for own in runtime.exchange(f"{failed:d} {text}")]
+    broken = [number for number, (mark, _, _) in enumerate(said) if mark == "1"]
+    if broken and not failed:
         raise Stopped(f"process {broken[0]} failed; what it said tells why")
-    return said[:, 1]
+    return [own for _, _, own in said]
+
+
+def _round(number: int = 0) -> Int[np.ndarray, " p"]:
+    """Every process's number, once all are here; raises Stopped if one has failed."""
+    return np.array([int(own) for own in _said(str(number))])
 
 
 def _tell_failure() -> None:
-    _round(failed=True)
+    _said("0", failed=True)
 
 
 def _rows_at_once(array: np.ndarray, counts: Int[np.ndarray, " p"]) -> int:
@@ -280,7 +295,16 @@ def _blocks(
     for start in range(0, int(counts.max()), size):
         part = array[start : start + size]
         padded = np.pad(part, [(0, size - len(part))] + [(0, 0)] * (array.ndim - 1))
-        yield start, np.asarray(multihost_utils.process_allgather(padded))
+        yield start, _allgathered(padded)
+
+
+def _allgathered(array: np.ndarray) -> np.ndarray:
+    """All processes' arrays of one shape, (P, ...)."""
+    try:
+        return np.asarray(multihost_utils.process_allgather(array))
+    except jax.errors.JaxRuntimeError as error:
+        runtime.await_verdict()
+        raise UserError(f"processes cannot exchange arrays: {first_line(error)}") from error
 
 
 def _joined(array: np.ndarray) -> np.ndarray:
