@@ -2,7 +2,7 @@
 
 Evaluates digits with the words in ``FOLDER/words.json``, twice: the second time from the cache,
 which only the first process has. Then again, with a disk that fails the second process, with other
-options than the first's, and with other data. Exchanges
+options than the first's, and with other data. Fits a classifier, twice. Exchanges
 outputs by themselves, and a classifier. Writes which rows it read, exit statuses, and what it was
 given, to ``FOLDER/NUMBER.json``.
 """
@@ -13,9 +13,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from tiny_network import tiny_fit
 
 from grood_jax.backbone.backbone import Backbone
-from grood_jax.cli import eval
+from grood_jax.cli import eval, fit
 from grood_jax.data import ArraySet, Preprocessing, batches
 from grood_jax.data.sets import UnreadableImage
 from grood_jax.passes import forward, processes, reading, training_pass
@@ -67,6 +68,20 @@ def others(self, indices):
 ArraySet.read = others
 found["other data"] = evaluate("data")
 ArraySet.read = failing
+
+# A detector fitted together, by its command and in Python.
+rows.clear()
+limit = words[words.index("--limit") + 1]
+own = ["--limit", limit, *words[words.index("--checkpoint") :], "--detector", "grood"]
+code = fit.main([*own, "--output-dir", str(folder / "fitted")])
+found["fit"] = {"code": code, "read": rows[:]}
+made = tiny_fit(key=0)
+made.save(folder / f"tiny{number}")
+found["tiny"] = [made.held_out_scores.tolist(), made.thresholds.tolist()]
+try:
+    tiny_fit(key=number)
+except UserError as error:
+    found["other key"] = str(error)
 
 # Rows that are left out in one process only, and exchanged in many small blocks.
 processes.BLOCK_BYTES = 200

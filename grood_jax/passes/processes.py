@@ -8,7 +8,7 @@ one does.
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Int
 
-from grood_jax.data import Batch
+from grood_jax.data import Batch, Share
 from grood_jax.maths.prototypes import ClassMeans, merge
 from grood_jax.passes import runtime
 from grood_jax.passes.memo import Form, Memo
@@ -41,38 +41,6 @@ class Stopped(Exception):
 
     No ValueError: it must reach `Processes.together`, whoever mends what detectors raise.
     """
-
-
-@dataclass(frozen=True)
-class Share:
-    """This process's batches of rows that all processes read together, a block each.
-
-    Attributes:
-      read: gives batches of rows.
-      rows: all rows, in order.
-      index: this process's number.
-      count: how many processes there are.
-    """
-
-    read: Callable[[Int[np.ndarray, " r"]], Iterable[Batch]]
-    rows: Int[np.ndarray, " n"]
-    index: int
-    count: int
-
-    @property
-    def block(self) -> slice:
-        """Where this process's rows lie among all."""
-        start, stop = (len(self.rows) * i // self.count for i in (self.index, self.index + 1))
-        return slice(start, stop)
-
-    def __iter__(self) -> Iterator[Batch]:
-        own = self.rows[self.block]
-        if len(own):
-            yield from self.read(own)
-            return
-        # Others have rows, and what is exchanged must have their shapes.
-        for batch in self.read(self.rows[:1]):
-            yield replace(batch, valid=np.zeros_like(batch.valid))
 
 
 def block_of(batches: Iterable[Batch], count: int) -> slice:
@@ -256,6 +224,19 @@ def start(
       UserError: they cannot be found, or have other versions or devices.
     """
     runtime.meet(coordinator, num_processes, process_id, seconds)
+    return met()
+
+
+def met() -> Processes:
+    """The processes that have met, by `start` or ``jax.distributed.initialize``; or this one alone.
+
+    All of them must ask at the same time.
+
+    Raises:
+      UserError: they have other versions or devices.
+    """
+    if not jax.distributed.is_initialized():
+        return Processes()
     crew = Processes(*runtime.own_place())
     # Before devices are looked for, which another version may do in another way.
     versions = {f"version of {name}": own for name, own in provenance.versions().items()}
@@ -263,6 +244,11 @@ def start(
     kind = jax.local_devices()[0].device_kind
     crew.require_same({"number of devices": jax.local_device_count(), "kind of device": kind})
     return crew
+
+
+def leads() -> bool:
+    """Whether this is the first of the processes that have met, which writes; or alone."""
+    return runtime.own_place()[0] == 0
 
 
 def _said(text: str, failed: bool = False) -> list[str]:
