@@ -34,7 +34,7 @@ from grood_jax.maths.prototypes import written
 from grood_jax.passes import devices
 from grood_jax.passes.forward import extract_labelled
 from grood_jax.passes.memo import Memo, make_anew
-from grood_jax.passes.processes import Processes
+from grood_jax.passes.processes import ALONE, Processes
 from grood_jax.passes.reading import BadImages, Reader
 from grood_jax.passes.training_pass import TrainingPass
 from grood_jax.storage.cache import OutputsCache
@@ -404,7 +404,11 @@ def pass_test_sets(inputs: Inputs, fitted: FittedAll) -> Passed:
 
 
 def score(
-    fitted: Fitted, passed: Passed, groups: Mapping[str, Group], chosen: tuning.Chosen | None = None
+    fitted: Fitted,
+    passed: Passed,
+    groups: Mapping[str, Group],
+    chosen: tuning.Chosen | None = None,
+    crew: Processes = ALONE,
 ) -> Scored:
     """A detector's figures, and its scores by set.
 
@@ -413,13 +417,21 @@ def score(
       passed: the network's outputs.
       groups: of the OOD sets.
       chosen: how its options were chosen, if they were.
+      crew: the processes, of which each scores its share of every set.
     """
     detector, state = fitted.detector, fitted.state
     outputs = passed.outputs
+
+    def scores_of(own: Outputs) -> Float[np.ndarray, " n"]:
+        def block(rows: slice) -> Float[np.ndarray, " r"]:
+            return fitting.score(detector, state, jax.tree.map(lambda array: array[rows], own))
+
+        return crew.shared_rows(len(own.logits), block)
+
     # The first block compiles: it is scored once before the clock starts.
     fitting.score(detector, state, jax.tree.map(lambda array: array[:1], outputs["test"]))
     start = time.perf_counter()
-    scores = {name: fitting.score(detector, state, own) for name, own in outputs.items()}
+    scores = {name: scores_of(own) for name, own in outputs.items()}
     seconds = time.perf_counter() - start
     inside = np.concatenate([scores[name] for name in passed.inside])
     datasets = {
@@ -447,6 +459,7 @@ def score_all(
     groups: Mapping[str, Group],
     failures: Failures,
     chosen: Mapping[str, tuning.Chosen] = MappingProxyType({}),
+    crew: Processes = ALONE,
 ) -> dict[str, Scored]:
     """Figures and scores of all detectors that can be scored, by their names.
 
@@ -456,12 +469,13 @@ def score_all(
       groups: of the OOD sets.
       failures: takes the names of those that cannot be scored.
       chosen: how options were chosen, by name.
+      crew: the processes that score together.
 
     Raises:
       UserError: none of them can be scored.
     """
     scored = {
-        name: failures.of(name, partial(score, own, passed, groups, chosen.get(name)))
+        name: failures.of(name, partial(score, own, passed, groups, chosen.get(name), crew))
         for name, own in fitted.detectors.items()
     }
     failures.require_some_success(fitted.detectors)
@@ -633,7 +647,7 @@ def evaluate(
     failures.require_some_success(candidates)
     passed = pass_test_sets(inputs, fitted)
     groups: dict[str, Group] = {name: group for name, (group, _) in inputs.data.ood.items()}
-    scored = score_all(fitted, passed, groups, failures, chosen)
+    scored = score_all(fitted, passed, groups, failures, chosen, inputs.read.crew)
     return Evaluation(fitter.seen, fitted, passed, scored, failures)
 
 

@@ -176,6 +176,33 @@ class Processes:
         """The rows of all processes' arrays, which must agree in all but their number."""
         return array if self.count == 1 else _joined(array)
 
+    def shared_rows(self, count: int, make: Callable[[slice], np.ndarray]) -> np.ndarray:
+        """A row for each of ``count``, made by each process of its share, and known to all.
+
+        Args:
+          count: how many rows there are.
+          make: makes the rows of a block.
+
+        Raises:
+          ValueError: a process could not make its rows; all raise it, with that one's reason.
+        """
+        if self.count == 1:
+            return make(slice(0, count))
+        made, reason = np.zeros(0), ""
+        try:
+            made = make(Share(list, np.arange(count), self.index, self.count).block)
+        except (ValueError, ArithmeticError, MemoryError, jax.errors.JaxRuntimeError) as error:
+            reason = first_line(error)
+        for said in filter(None, _said(reason)):
+            raise ValueError(said)
+        return _joined(made)
+
+    def told(self, make: Callable[[], Any]) -> Any:
+        """What the first process makes, in JSON's types and few words; the others do not."""
+        if self.count == 1:
+            return make()
+        return json.loads(_said(json.dumps(make()) if self.leads else "null")[0])
+
     def agreed(self, memo: Memo) -> Memo:
         """A `Memo` that only the first process has, and that gives all of them its results."""
         if self.count == 1:
@@ -200,6 +227,10 @@ class Processes:
             return results
 
         return ask
+
+
+ALONE = Processes()
+"""This process, without others."""
 
 
 def start(
@@ -236,7 +267,7 @@ def met() -> Processes:
       UserError: they have other versions or devices.
     """
     if not jax.distributed.is_initialized():
-        return Processes()
+        return ALONE
     crew = Processes(*runtime.own_place())
     # Before devices are looked for, which another version may do in another way.
     versions = {f"version of {name}": own for name, own in provenance.versions().items()}
