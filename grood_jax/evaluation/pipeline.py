@@ -422,16 +422,10 @@ def score(
     detector, state = fitted.detector, fitted.state
     outputs = passed.outputs
 
-    def scores_of(own: Outputs) -> Float[np.ndarray, " n"]:
-        def block(rows: slice) -> Float[np.ndarray, " r"]:
-            return fitting.score(detector, state, jax.tree.map(lambda array: array[rows], own))
-
-        return crew.shared_rows(len(own.logits), block)
-
     # The first block compiles: it is scored once before the clock starts.
     fitting.score(detector, state, jax.tree.map(lambda array: array[:1], outputs["test"]))
     start = time.perf_counter()
-    scores = {name: scores_of(own) for name, own in outputs.items()}
+    scores = _scores(detector, state, outputs, crew)
     seconds = time.perf_counter() - start
     inside = np.concatenate([scores[name] for name in passed.inside])
     datasets = {
@@ -451,6 +445,26 @@ def score(
     if chosen is not None:
         figures["search"] = chosen.record()
     return Scored(figures, scores)
+
+
+def _scores(
+    detector: Detector, state: Any, outputs: Mapping[str, Outputs], crew: Processes
+) -> dict[str, Float[np.ndarray, " _"]]:
+    """Scores of all sets, of which each process makes its share; in one exchange."""
+    ends = np.cumsum([len(own.logits) for own in outputs.values()])
+
+    def block(rows: slice) -> Float[np.ndarray, " r"]:
+        parts = [np.zeros(0, np.float32)]
+        for own, end in zip(outputs.values(), ends.tolist(), strict=True):
+            start = end - len(own.logits)
+            inside = slice(max(rows.start, start) - start, max(min(rows.stop, end) - start, 0))
+            if inside.start < inside.stop:
+                chosen = jax.tree.map(lambda array, inside=inside: array[inside], own)
+                parts.append(fitting.score(detector, state, chosen))
+        return np.concatenate(parts)
+
+    made = crew.shared_rows(int(ends[-1]), block)
+    return dict(zip(outputs, np.split(made, ends[:-1]), strict=True))
 
 
 def score_all(
