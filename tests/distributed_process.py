@@ -1,7 +1,8 @@
 """One of the two processes of `test_processes`: ``distributed_process.py NUMBER PORT FOLDER``.
 
 Evaluates digits with the words in ``FOLDER/words.json``, twice: the second time from the cache,
-which only the first process has. Then again, with a disk that fails the second process. Exchanges
+which only the first process has. Then again, with a disk that fails the second process, with other
+options than the first's, and with other data. Fits a classifier, twice. Exchanges
 outputs by themselves, and a classifier. Writes which rows it read, exit statuses, and what it was
 given, to ``FOLDER/NUMBER.json``.
 """
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from tiny_network import tiny_fit
 
 from grood_jax.backbone.backbone import Backbone
-from grood_jax.cli import eval
+from grood_jax.cli import eval, fit
 from grood_jax.data import ArraySet, Preprocessing, batches
 from grood_jax.data.sets import UnreadableImage
 from grood_jax.passes import forward, processes, reading, training_pass
@@ -55,6 +57,31 @@ found = {"made": evaluate("made", *cache), "held": evaluate("held", *cache)}
 fails = True
 found["failed"] = evaluate("failed")
 fails = False
+found["other option"] = evaluate("option", "--seed", str(number))
+
+
+def others(self, indices):
+    images, labels = read(self, indices)
+    return images, labels + number
+
+
+ArraySet.read = others
+found["other data"] = evaluate("data")
+ArraySet.read = failing
+
+# A detector fitted together, by its command and in Python.
+rows.clear()
+limit = words[words.index("--limit") + 1]
+own = ["--limit", limit, *words[words.index("--checkpoint") :], "--detector", "grood"]
+code = fit.main([*own, "--output-dir", str(folder / "fitted")])
+found["fit"] = {"code": code, "read": rows[:]}
+made = tiny_fit(key=0)
+made.save(folder / f"tiny{number}")
+found["tiny"] = [made.held_out_scores.tolist(), made.thresholds.tolist()]
+try:
+    tiny_fit(key=number)
+except UserError as error:
+    found["other key"] = str(error)
 
 # Rows that are left out in one process only, and exchanged in many small blocks.
 processes.BLOCK_BYTES = 200
@@ -124,7 +151,7 @@ def saved():
 found["saved"] = crew.in_turn(saved)
 try:
     with crew.together():
-        crew.require_same("numbers", number)
+        crew.require_same({"number": number})
 except UserError as error:
     found["refusal"] = str(error)
 (folder / f"{number}.json").write_text(json.dumps(found))

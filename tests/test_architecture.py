@@ -43,6 +43,7 @@ ANYWHERE = {"jax", "jaxtyping", "numpy"}
 # Where else a package may be imported: rooms or modules.
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "PIL": ("data", "cli.predict", "evaluation.report", "deploying.serving"),
+    "jaxlib": ("passes.coordinator",),
     "h11": ("deploying.serving",),
     "flax": ("backbone", "models", "storage", "training", "cli"),
     "matplotlib": ("evaluation.report",),
@@ -367,9 +368,13 @@ def test_importing_the_package_loads_little_and_starts_no_device(tmp_path):
     assert [name for name in found if name.startswith("backend")] == []
 
 
-def test_importing_every_module_starts_no_device(tmp_path):
+def test_importing_every_module_and_making_every_detector_starts_no_device(tmp_path):
     names = [f"grood_jax.{module}".strip(".") for module in SOURCES]
-    program = f"import importlib, json, sys\nfor name in {names}: importlib.import_module(name)"
+    program = (
+        f"import importlib, json, sys\nfor name in {names}: importlib.import_module(name)\n"
+        "from grood_jax import detectors\n"
+        "for name in detectors.names(): detectors.create(name)"
+    )
     found = in_a_fresh_process(program + NO_BACKEND, tmp_path)
     assert "flax" in found
     late = {"tensorflow", "tensorflow_datasets", "sklearn", "torch", "matplotlib", "umap"}

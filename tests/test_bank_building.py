@@ -51,6 +51,61 @@ def test_few_axes_are_kept_where_they_help(kind, axes):
     assert sum(array.nbytes for array in jax.tree.leaves(bank)) < (0.5 + 5 / 64) * rows.nbytes
 
 
+@pytest.mark.parametrize("kind, count", [(near_a_plane, 1003), (gaussian, 1003), (wide_norms, 130)])
+def test_axes_chosen_on_the_device_are_those_of_the_host(kind, count, monkeypatch):
+    rows = made(kind, count, 1, 64)[1] + np.float32(3)
+    center, scale = map(np.asarray, bank_building._center_and_scale(rows))
+    centred = (rows - center) * scale
+    expected = bank_building.principal_axes(lambda: iter([centred]), count)
+    # Blocks that do not divide the rows.
+    monkeypatch.setattr(bank_building, "DEVICE_ROWS", 256)
+    jax.clear_caches()
+    axes, left = bank_building._axes_and_left(jax.numpy.asarray(rows), (8,))
+    assert bank_building.choose_axes(jax.numpy.asarray(rows)).shape == expected.shape
+    axes = np.asarray(axes, np.float64)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(8), atol=1e-5)
+    if expected.size:
+        # The same directions, but for their signs.
+        np.testing.assert_allclose(np.abs((axes * expected).sum(axis=0)), 1, atol=1e-3)
+    if kind is gaussian:
+        # Others lie so near to one another that float32 cannot tell, here or there.
+        assert left[0].tolist() == pytest.approx(_left_by(centred, axes).tolist(), abs=1)
+
+
+def _left_by(rows, axes):
+    """For each probe, how many other rows the bounds of some axes leave; in float64."""
+    rows = rows.astype(np.float64)
+    reduced = rows @ axes
+    rest = np.sqrt(np.maximum((rows**2).sum(1) - (reduced**2).sum(1), 0))
+    reduced = np.concatenate([reduced, rest[:, None]], axis=1)
+    probes = np.arange(0, len(rows), -(-len(rows) // bank_building.PROBES))
+    left = []
+    for probe in probes:
+        others = np.arange(len(rows)) != probe
+        nearest = ((rows[others] - rows[probe]) ** 2).sum(1).min()
+        left.append((((reduced[others] - reduced[probe]) ** 2).sum(1) <= nearest).sum())
+    return np.array(left)
+
+
+def test_no_rows_come_from_the_device_while_a_bank_is_built(monkeypatch):
+    rows = jax.numpy.asarray(made(near_a_plane, 1003, 1, 64)[1])
+
+    class Watched:
+        """NumPy, which must not be given what a device has much of."""
+
+        def __getattr__(self, name):
+            def call(*given, **options):
+                large = [own.shape for own in jax.tree.leaves(given) if isinstance(own, jax.Array)]
+                assert all(np.prod(shape) <= 64 * 8 for shape in large), (name, large)
+                return getattr(np, name)(*given, **options)
+
+            own = getattr(np, name)
+            return call if callable(own) and not isinstance(own, type) else own
+
+    monkeypatch.setattr(bank_building, "np", Watched())
+    assert gj.build_bank(rows).axes == 8
+
+
 def test_rows_may_stay_in_a_file(tmp_path):
     np.save(tmp_path / "rows.npy", ROWS)
     rows = np.load(tmp_path / "rows.npy", mmap_mode="r")

@@ -257,9 +257,11 @@ def test_evaluating_and_fitting_share_their_setting(kind):
 def test_a_fit_step_by_step(saved):
     config = FitConfig(checkpoint=saved, detector="knn:k=2", limit=60, target_tpr=0.8)
     detector = deploying.create_detector(config.detector)
-    benchmark, data, place = deploying.open_sets(config, detector)
+    benchmark, data, place = deploying.open_sets(config, detector, Processes())
     assert not data.ood
-    own = deploying.open_inputs(config, benchmark, data, place, lambda line: None, False)
+    own = deploying.open_inputs(
+        config, benchmark, data, place, Processes(), lambda line: None, False
+    )
     assert len(own.held_out) == len(own.checked) == 30
     made = deploying.fit(config, detector, own)
     assert len(made.calibration_scores()) == 30 and made.class_names == tuple("01234567")

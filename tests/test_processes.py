@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_network
 
+import grood_jax as gj
 from grood_jax import benchmarks
-from grood_jax.cli import eval
-from grood_jax.data import batches
+from grood_jax.cli import eval, fit
+from grood_jax.data import Share, batches
+from grood_jax.deploying import deployment
 from grood_jax.eval import EvalConfig
-from grood_jax.passes import processes
 from grood_jax.passes.memo import make_anew
 from grood_jax.passes.processes import Processes
 
@@ -25,7 +27,7 @@ DETECTORS = ("grood:interpolate=true,interpolate_classes=1", "react")
 @pytest.mark.parametrize("count, total", [(1, 5), (2, 61), (3, 10), (4, 3), (7, 0)])
 def test_shares_are_all_rows_and_no_row_twice(count, total):
     rows = np.random.default_rng(0).permutation(total)
-    blocks = [processes.Share(list, rows, index, count).block for index in range(count)]
+    blocks = [Share(list, rows, index, count).block for index in range(count)]
     np.testing.assert_array_equal(np.concatenate([rows[block] for block in blocks]), rows)
     assert max(b.stop - b.start for b in blocks) - min(b.stop - b.start for b in blocks) <= 1
 
@@ -48,7 +50,7 @@ def test_one_process_alone_is_left_alone():
     assert alone.leads and alone.share(lambda rows: made, np.arange(3)) is made
     assert alone.agreed(make_anew) is make_anew
     assert alone.in_turn(lambda: 3) == 3
-    alone.require_same("anything", 1)
+    alone.require_same({"anything": 1})
     with pytest.raises(OSError, match="as it is"), alone.together():
         raise OSError("as it is")
 
@@ -148,6 +150,53 @@ def test_where_one_process_fails_all_do(ran):
 
 
 @pytest.mark.slow
+def test_other_options_and_other_data_are_refused_by_all(ran):
+    _, found, said = ran
+    for part, lines in zip(found, said, strict=True):
+        assert part["other option"] == part["other data"] == {"code": 1, "read": []}
+        assert "error: process 1 has the option seed 1, and process 0 has 0; give all" in lines
+        assert "error: process 1 has the set digits_8_9 [61, '" in lines
+
+
+@pytest.mark.slow
+def test_a_classifier_is_fitted_together_as_alone(ran, tmp_path):
+    folder, found, said = ran
+    assert [part["fit"]["code"] for part in found] == [0, 0]
+    words = json.loads((folder / "words.json").read_text())
+    own = ["--limit", str(LIMIT), *words[words.index("--checkpoint") :], "--detector", "grood"]
+    assert fit.main([*own, "--output-dir", str(tmp_path / "alone")]) == 0
+    places = folder / "fitted", tmp_path / "alone"
+    together, alone = (deployment.load(own).classifier.take_apart()[0] for own in places)
+    assert together.keys() == alone.keys()
+    assert "held_out_scores" in together and "state.ood_prototype" in together
+    for name, array in together.items():
+        # Scores tell whether the bank has the same rows; how they are bounded may differ more.
+        if not name.startswith("state.bank."):
+            np.testing.assert_allclose(array, alone[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    assert "it lies in" in said[0] and "it lies in" not in said[1]
+    assert "other test images" in said[0] and "other test images" not in said[1]
+    # No row is read by both, but the very first, which tells whether all have the same images.
+    for (name, rows), (other, others) in zip(*(part["fit"]["read"] for part in found), strict=True):
+        assert name == other and (not set(rows) & set(others) or rows == others == [0])
+        assert abs(len(rows) - len(others)) <= 1
+
+
+@pytest.mark.slow
+def test_a_classifier_fitted_in_python_is_that_of_one_process(ran):
+    folder, found, _ = ran
+    alone = tiny_network.tiny_fit(key=0)
+    for part in found:
+        scores, thresholds = part["tiny"]
+        np.testing.assert_allclose(scores, alone.held_out_scores, rtol=1e-5)
+        np.testing.assert_allclose(thresholds, alone.thresholds, rtol=1e-5)
+        assert part["other key"].startswith("process 1 has the key [0, 1], and process 0 has [0, 0")
+    # Saving writes once.
+    loaded = gj.OODClassifier.load(folder / "tiny0", tiny_network.backbone())
+    np.testing.assert_array_equal(loaded.thresholds, np.float32(found[0]["tiny"][1]))
+    assert not (folder / "tiny1").exists()
+
+
+@pytest.mark.slow
 def test_unreadable_images_are_known_to_all(ran):
     readable = [0, 1, 3, 4, 5, 6, 8, 9, 10]
     pixels = np.arange(44).reshape(11, 4)[readable] / 255
@@ -181,4 +230,6 @@ def test_what_the_first_process_saves_others_load(ran):
 @pytest.mark.slow
 def test_processes_that_found_different_things_are_refused(ran):
     for part in ran[1]:
-        assert part["refusal"].startswith("processes 0 and 1 have found different numbers; give")
+        assert part["refusal"].startswith(
+            "process 1 has the number 1, and process 0 has 0; give all"
+        )

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from grood_jax.backbone.backbone import Backbone
+from grood_jax.deploying.ood_classifier import OODClassifier
+from grood_jax.detectors import Detector, grood
 
 CLASSES, WIDTH, SHAPE = 4, 6, (4, 4, 1)
 
@@ -44,3 +46,11 @@ def pairs(count: int, seed: int, size: int = 64) -> list[tuple[np.ndarray, np.nd
     every = images(count, seed)
     labels = np.asarray(backbone()(every).logits).argmax(axis=1)
     return [(every[i : i + size], labels[i : i + size]) for i in range(0, count, size)]
+
+
+def tiny_fit(key: int, detector: Detector | None = None) -> OODClassifier:
+    """A classifier for these images, the same wherever it is fitted; in as many processes."""
+    every, held_out = pairs(131, seed=1), images(40, seed=2)
+    wanted = grood() if detector is None else detector
+    key = jax.random.key(key)
+    return OODClassifier.fit(backbone(), every, detector=wanted, calibration=held_out, key=key)

@@ -8,12 +8,16 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar
 
 from grood_jax.cli.compiled import keep_compiled
 from grood_jax.support import missing
 from grood_jax.support.errors import UserError
 from grood_jax.support.progress import tell
+
+if TYPE_CHECKING:
+    from grood_jax.evaluation.setting import Setting
+    from grood_jax.passes.processes import Processes
 
 T = TypeVar("T")
 
@@ -99,6 +103,28 @@ def status(work: Callable[[], object]) -> int:
         # A computation may still be under way, and the interpreter must not end under it.
         os._exit(1)
     return 0
+
+
+def in_company(setting: "Setting", work: "Callable[[Processes], T]") -> T:
+    """Does the work, in several processes if the setting says so.
+
+    Args:
+      setting: what is done, and with whom.
+      work: takes the processes that do it together.
+
+    Raises:
+      UserError: the processes do not come together, differ, or one of them fails.
+    """
+    from grood_jax.passes import processes
+
+    if not setting.distributed:
+        return work(processes.Processes())
+    crew = processes.start(
+        setting.coordinator, setting.num_processes, setting.process_id, setting.start_seconds
+    )
+    with crew.together():
+        crew.require_same(setting.in_common())
+        return work(crew)
 
 
 def _say_warning(

@@ -47,19 +47,17 @@ def run(
       UserError: what a user can mend: missing data, no checkpoint, a class without samples, …
       ValueError: an unknown data set or detector, or an option outside its range.
     """
-    from grood_jax.passes import processes
-
     always = () if config.outputs is not None else ("dataset",)
     words = commandline or provenance.command_line(PROGRAM, config, always=always)
     if config.outputs is not None:
         return _evaluate_outputs(config, config.outputs, say, words)
-    if not config.distributed:
-        return _evaluate(config, processes.Processes(), say, show_progress, words)
-    crew = processes.start(config.coordinator, config.num_processes, config.process_id)
-    if not crew.leads:
-        say, show_progress = unsaid, False
-    with crew.together():
-        return _evaluate(config, crew, say, show_progress, words)
+
+    def work(crew: "grood_jax.passes.processes.Processes") -> dict[str, Any]:
+        if crew.leads:
+            return _evaluate(config, crew, say, show_progress, words)
+        return _evaluate(config, crew, unsaid, False, words)
+
+    return command.in_company(config, work)
 
 
 def _say_beforehand(config: EvalConfig, output_dir: Path, say: Callable[[str], None]) -> None:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 from grood_jax.cli import command
 from grood_jax.deploying.setting import FitConfig
 from grood_jax.support.files import require_directory
-from grood_jax.support.progress import says, tell
+from grood_jax.support.progress import says, tell, unsaid
 
 if TYPE_CHECKING:
-    import grood_jax.deploying.deployment
+    import grood_jax.passes.processes
+    from grood_jax.deploying.deployment import Deployment
 
 DESCRIPTION = """Fits a detector to a classifier, sets its threshold on held-out images of the
 benchmark's test set, and writes all of it into one directory, for python -m grood_jax.predict and
@@ -20,7 +21,7 @@ python -m grood_jax.serve. The other test images check what is promised."""
 @says
 def run(
     config: FitConfig, *, say: Callable[[str], None] = print, show_progress: bool = False
-) -> "grood_jax.deploying.deployment.Deployment":
+) -> "Deployment":
     """Fits and calibrates a detector and writes the directory.
 
     Args:
@@ -32,15 +33,31 @@ def run(
       UserError: what a user can mend: missing data, no checkpoint, too few images, …
       ValueError: an unknown detector, or an option outside its range.
     """
+
+    def work(crew: "grood_jax.passes.processes.Processes") -> "Deployment":
+        if crew.leads:
+            return _fit(config, crew, say, show_progress)
+        return _fit(config, crew, unsaid, False)
+
+    return command.in_company(config, work)
+
+
+def _fit(
+    config: FitConfig,
+    crew: "grood_jax.passes.processes.Processes",
+    say: Callable[[str], None],
+    show_progress: bool,
+) -> "Deployment":
     from grood_jax.deploying import pipeline
 
     detector = pipeline.create_detector(config.detector)
-    benchmark, data, place = pipeline.open_sets(config, detector)
+    benchmark, data, place = pipeline.open_sets(config, detector, crew)
     if config.present_classes == "data":
         detector = pipeline.of_present_classes(detector, data.train, benchmark.num_classes, say)
     directory = config.output_dir or pipeline.default_directory(benchmark.name, config.detector)
-    require_directory("output_dir", directory)
-    inputs = pipeline.open_inputs(config, benchmark, data, place, say, show_progress)
+    if crew.leads:
+        require_directory("output_dir", directory)
+    inputs = pipeline.open_inputs(config, benchmark, data, place, crew, say, show_progress)
     made = pipeline.fit(config, detector, inputs)
     made.save(directory)
     classifier = made.classifier

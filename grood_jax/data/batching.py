@@ -3,9 +3,9 @@
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -40,6 +40,38 @@ class Batch:
     images: Float[np.ndarray, "b h w c"] | UInt8[np.ndarray, "b h w c"]
     labels: Int[np.ndarray, " b"]
     valid: Bool[np.ndarray, " b"]
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process's batches of rows that all processes read together, a block each.
+
+    Attributes:
+      read: gives batches of rows.
+      rows: all rows, in order.
+      index: this process's number.
+      count: how many processes there are.
+    """
+
+    read: Callable[[Int[np.ndarray, " r"]], Iterable[Batch]]
+    rows: Int[np.ndarray, " n"]
+    index: int
+    count: int
+
+    @property
+    def block(self) -> slice:
+        """Where this process's rows lie among all."""
+        start, stop = (len(self.rows) * i // self.count for i in (self.index, self.index + 1))
+        return slice(start, stop)
+
+    def __iter__(self) -> Iterator[Batch]:
+        own = self.rows[self.block]
+        if len(own):
+            yield from self.read(own)
+            return
+        # Others have rows, and what is exchanged must have their shapes.
+        for batch in self.read(self.rows[:1]):
+            yield replace(batch, valid=np.zeros_like(batch.valid))
 
 
 def default_workers() -> int:

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Shaped, UInt8
 
 from grood_jax.backbone.backbone import Backbone, require_backbone
-from grood_jax.data.batching import Batch, batches
+from grood_jax.data.batching import Batch, Share, batches
 from grood_jax.data.folders import FolderSource, files_in
 from grood_jax.data.npz import NpzSet, NpzSource
 from grood_jax.data.pictures import suffixes
@@ -85,6 +85,28 @@ class Given:
             return self.known_labels
         return np.concatenate([batch.labels[batch.valid] for batch in self.read(None)])
 
+    def count(self) -> int:
+        """How many images there are; where it is not known, the set is read for it."""
+        whole = self.read(None)
+        return len(whole.rows) if isinstance(whole, Share) else len(self.labels())
+
+    def shared(self, index: int, count: int) -> "Given":
+        """The same in one of several processes, which reads its share unless that is known.
+
+        Args:
+          index: this process's number.
+          count: how many there are.
+        """
+        # What can be read once cannot be divided: all processes read all of it.
+        if count == 1 or not self.again or isinstance(self.read(None), Share):
+            return self
+        rows = np.arange(self.count())
+
+        def read(chosen: np.ndarray | None) -> Iterable[Batch]:
+            return Share(self.read, rows if chosen is None else chosen, index, count)
+
+        return replace(self, read=read)
+
     def described(self) -> dict[str, Any]:
         """Source, number and fingerprint, for the results; once it has been read."""
         return {"source": self.source, **self.seen}
@@ -140,7 +162,11 @@ class Door:
         checked = _Checked(name, classes_of_network if labels else None, raw.shape, raw.images)
 
         def read(rows: np.ndarray | None) -> Iterable[Batch]:
-            return checked(raw.read(rows), seen if rows is None else None)
+            own = raw.read(rows)
+            if isinstance(own, Share):
+                part = own.read
+                return replace(own, read=lambda chosen: checked(part(chosen), None))
+            return checked(own, seen if rows is None else None)
 
         if raw.count:
             # What is wrong with all images shows in the first, before the network runs.
@@ -157,6 +183,10 @@ class Door:
             return self._of_set(name, self._opened_path(name, Path(given), labels, classes))
         if isinstance(given, ImageSet):
             return self._of_set(name, (given, ()))
+        if isinstance(given, Share):
+            return self._of_function(
+                name, lambda rows: given if rows is None else replace(given, rows=given.rows[rows])
+            )
         if isinstance(given, Mapping) or hasattr(given, "shape") or _is_pair(given):
             return self._of_arrays(name, *_parted(name, given), labels)
         if _is_lists(given):

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -14,6 +14,9 @@ from grood_jax.support.errors import UserError
 
 CHEAP = 2**28
 """Bytes of a set's files up to which its fingerprint is of their content unless asked otherwise."""
+
+SAMPLED = 16
+"""Images that stand for a set where processes ask whether they have the same."""
 
 PIECE = 256
 """Images whose labels are read at once."""
@@ -136,15 +139,26 @@ def fingerprint(images: ImageSet, content: bool = False) -> Fingerprint:
     """
     if isinstance(images, Fingerprinted):
         return images.fingerprint(content)
-    digest = hashlib.sha256(str(len(images)).encode())
-    for row in range(len(images)):
+    return Fingerprint(_content(images, range(len(images))), "content")
+
+
+def sample_checksum(images: ImageSet) -> str:
+    """A checksum of a few images with their labels, evenly spaced: tells most sets apart, fast."""
+    spaced = np.linspace(0, len(images) - 1, min(SAMPLED, len(images)))
+    return _content(images, spaced.astype(np.int64).tolist())[:16]
+
+
+def _content(images: ImageSet, rows: Sequence[int]) -> str:
+    """A SHA-256 of images and labels as they are read."""
+    digest = hashlib.sha256(str(len(rows)).encode())
+    for row in rows:
         try:
             pixels, labels = images.read(np.array([row]))
         except UnreadableImage:
             digest.update(b"unreadable")
         else:
             digest.update(array_bytes(np.asarray(pixels)) + array_bytes(np.asarray(labels)))
-    return Fingerprint(digest.hexdigest(), "content")
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

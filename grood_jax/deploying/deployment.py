@@ -12,6 +12,7 @@ from grood_jax.data import Preprocessing
 from grood_jax.deploying.ood_classifier import HOW_TO_MAKE, KIND, OODClassifier, Prediction
 from grood_jax.evaluation import own_model
 from grood_jax.models import Staged
+from grood_jax.passes import processes
 from grood_jax.storage import checkpoints, saving
 from grood_jax.storage.checkpoints import ModelSpec, backbone_of
 from grood_jax.support import checks
@@ -73,7 +74,8 @@ class Deployment:
         own: dict[str, np.ndarray] = {}
         if self.model is not None:
             network["arrays"], own = take_apart("network", checkpoints.arrays_of(self.model))
-        saving.save(path, KIND, arrays | own, about | {"network": network})
+        if processes.leads():
+            saving.save(path, KIND, arrays | own, about | {"network": network})
 
 
 def _bytes(pixels: UInt8[np.ndarray, "b h w c"]) -> UInt8[np.ndarray, "b h w c"]:

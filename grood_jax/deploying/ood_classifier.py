@@ -3,6 +3,7 @@
 import functools
 import math
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -26,12 +27,14 @@ from grood_jax.detectors import Detector
 from grood_jax.evaluation import fitting, heads
 from grood_jax.evaluation.evaluating import noise_as
 from grood_jax.evaluation.fitting import FittedAll
+from grood_jax.passes import processes
 from grood_jax.passes.forward import (
     Labelled,
     TrainingBatches,
     extract_labelled,
     network_outputs,
 )
+from grood_jax.passes.processes import Processes
 from grood_jax.passes.training_pass import TrainingPass
 from grood_jax.storage import checkpoints, saving
 from grood_jax.support import checks
@@ -170,6 +173,9 @@ class OODClassifier:
         over calibration sets, whatever the network and the detector (split conformal prediction,
         see `grood_jax.conformal.calibration`).
 
+        After ``jax.distributed.initialize`` all processes must call it, with the same arguments and
+        data: each runs the network over its share of the images, and all have the same classifier.
+
         Args:
           backbone: the classifier.
           train_batches: training images with their classes, in any form that `grood_jax.evaluate`
@@ -199,7 +205,8 @@ class OODClassifier:
 
         Raises:
           TypeError: an argument of the wrong type; ``train_batches`` can be read only once.
-          UserError: the detector needs what the backbone cannot give; too few calibration images.
+          UserError: the detector needs what the backbone cannot give; too few calibration images;
+            another process failed, or was given something else.
           ValueError: what the detector's fit raises; NaN; shapes that differ.
         """
         opener = door(backbone, preprocessing)
@@ -212,10 +219,45 @@ class OODClassifier:
             raise TypeError(
                 f"detector is {detector!r}; expected a Detector, as detectors.create makes it"
             )
-        train = opener.open("train_batches", train_batches, labels=True, again=True)
+        crew = processes.met()
+        with crew.together():
+            made = cls._fitted(
+                crew,
+                opener,
+                train_batches,
+                detector,
+                calibration,
+                key,
+                (float(target_tpr), bool(per_class)),
+                noise,
+                validation,
+                id_validation,
+            )
+        _require_enough(made)
+        return made
+
+    @classmethod
+    def _fitted(
+        cls,
+        crew: Processes,
+        opener: Door,
+        train_batches: Any,
+        detector: Detector,
+        calibration: Any,
+        key: Array,
+        kept: tuple[float, bool],
+        noise: Callable[[int, Array], Iterable[Batch]] | None,
+        validation: Any,
+        id_validation: Any,
+    ) -> "OODClassifier":
+        """What `fit` makes; of several processes each reads its share, and all have the whole."""
+        place = crew.index, crew.count
+        train = opener.open("train_batches", train_batches, labels=True, again=True).shared(*place)
+        if crew.count > 1:
+            crew.require_same(_facts(opener, train, detector, key, kept))
         read: TrainingBatches = train.read
         if calibration is None:
-            read, calibration = _divided(train, key, target_tpr)
+            read, calibration = _divided(train, key, kept[0])
         network = heads.completed(opener.backbone, read, [(detector.name, detector)])
         opener = replace(opener, backbone=network, accepted={})
         fitter = fitting.prepare(
@@ -224,29 +266,25 @@ class OODClassifier:
             [(detector.name, detector)],
             key=key,
             noise=noise or noise_as(opener, train),
-            validation=_function_of(opener, validation),
-            id_validation=_outputs_of(opener, id_validation, train.classes),
+            validation=_function_of(opener, validation, crew),
+            id_validation=_outputs_of(opener, id_validation, train.classes, crew),
         )
         fitted = fitting.fit_all(fitter, {detector.name: detector})
-        state = fitted.detectors[detector.name].state
-        held_out = opener.open("calibration", calibration, labels=False)
+        held_out = opener.open("calibration", calibration, labels=False).shared(*place)
         scores, predicted = _held_out(fitted, detector, network, held_out)
-        made = cls(
+        return cls(
             network,
             detector,
-            state,
+            fitted.detectors[detector.name].state,
             fitted.early_prototypes,
             scores,
             predicted,
             _references(fitter.seen),
             held_out.shape,
             fitter.seen.outputs.logits.shape[1],
-            float(target_tpr),
-            bool(per_class),
+            *kept,
             opener.preprocessing,
         )
-        _require_enough(made)
-        return made
 
     @functools.cached_property
     def calibration(self) -> Calibration:
@@ -346,7 +384,9 @@ class OODClassifier:
     def save(self, path: str | Path) -> None:
         """Writes all but the classifier into a directory, in place of an earlier one.
 
-        Killed at any moment, it leaves the earlier one or the new one whole.
+        Killed at any moment, it leaves the earlier one or the new one whole. Of several processes
+        the first writes, and the others do not wait for it
+        (``jax.experimental.multihost_utils.sync_global_devices`` does).
 
         Raises:
           TypeError: ``path`` is none.
@@ -355,7 +395,8 @@ class OODClassifier:
         """
         directory = checks.path("path", path)
         arrays, about = self.take_apart()
-        saving.save(directory, KIND, arrays, about)
+        if processes.leads():
+            saving.save(directory, KIND, arrays, about)
 
     @classmethod
     def load(cls, path: str | Path, backbone: Backbone) -> "OODClassifier":
@@ -582,7 +623,7 @@ class OODClassifier:
 
 def _divided(train: Given, key: Array, target_tpr: float) -> tuple[TrainingBatches, Any]:
     """What is left to fit on when some training images are held out, and these."""
-    count = len(train.labels())
+    count = train.count()
     drawn = np.asarray(jax.random.permutation(jax.random.fold_in(key, 1), count))
     held = max(1, round(HELD_OUT * count))
     held_out, rest = np.sort(drawn[:held]), np.sort(drawn[held:])
@@ -591,18 +632,35 @@ def _divided(train: Given, key: Array, target_tpr: float) -> tuple[TrainingBatch
         f"the detector's fit and set the threshold. The network was trained on them and is surer "
         f"of them than of new ones: of new ID images fewer than {target_tpr:g} may be taken for "
         "ID. Give calibration images that it was not trained on",
-        stacklevel=3,
+        stacklevel=4,
     )
     return lambda rows: train.read(rest if rows is None else rest[rows]), train.read(held_out)
 
 
+def _facts(
+    opener: Door, train: Given, detector: Detector, key: Array, kept: tuple[float, bool]
+) -> dict[str, Any]:
+    """What several processes must have in common."""
+    first = next(iter(train.read(np.arange(1))))
+    return {
+        "classifier": checkpoints.fingerprint_of(opener.backbone.given_arrays),
+        "detector": detector.name,
+        "options of the detector": dict(detector.options),
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "target_tpr and per_class": kept,
+        "shape of train_batches": [train.count(), *train.shape],
+        "first of train_batches": zlib.crc32(np.ascontiguousarray(first.images[:1]).data),
+    }
+
+
 def _outputs_of(
-    opener: Door, id_validation: Any, classes: tuple[str, ...]
+    opener: Door, id_validation: Any, classes: tuple[str, ...], crew: Processes
 ) -> Callable[[], Labelled] | None:
     """What gives outputs and labels of ID validation images, if there are any."""
     if id_validation is None:
         return None
     found = opener.open("id_validation", id_validation, labels=True, classes=classes)
+    found = found.shared(crew.index, crew.count)
     return lambda: extract_labelled(opener.backbone, found.read(None))
 
 
@@ -611,11 +669,14 @@ def _references(seen: TrainingPass) -> References:
     return References(np.asarray(seen.outputs.features[kept]), np.asarray(seen.labels[kept]))
 
 
-def _function_of(opener: Door, validation: Any) -> Callable[[], Iterable[Batch]] | None:
+def _function_of(
+    opener: Door, validation: Any, crew: Processes
+) -> Callable[[], Iterable[Batch]] | None:
     """What gives batches of held-out OOD images, if there are any."""
     if validation is None or (callable(validation) and not isinstance(validation, Iterable)):
         return validation
     found = opener.open("validation", validation, labels=False, again=True)
+    found = found.shared(crew.index, crew.count)
     return lambda: found.read(None)
 
 

@@ -25,6 +25,7 @@ from grood_jax.evaluation.classifier import Place, find_classifier, look
 from grood_jax.evaluation.own_model import OwnModel
 from grood_jax.evaluation.pipeline import explained, present
 from grood_jax.evaluation.tuning import create_candidates
+from grood_jax.passes.processes import Processes
 from grood_jax.passes.reading import Reader
 from grood_jax.storage.checkpoints import Loaded
 
@@ -90,8 +91,15 @@ def of_present_classes(
     return evaluation.of_present_classes({"": (detector,)}, train, num_classes, say)[""][0]
 
 
-def open_sets(config: FitConfig, detector: Detector) -> tuple[Benchmark, OpenBenchmark, Place]:
+def open_sets(
+    config: FitConfig, detector: Detector, crew: Processes
+) -> tuple[Benchmark, OpenBenchmark, Place]:
     """Finds the sets in distribution, and looks for the classifier.
+
+    Args:
+      config: what is fitted.
+      detector: the detector.
+      crew: the processes that do it together.
 
     Raises:
       UserError: sets are missing, or the file that describes them describes none.
@@ -100,16 +108,18 @@ def open_sets(config: FitConfig, detector: Detector) -> tuple[Benchmark, OpenBen
         return open_folders(config)
     benchmark = benchmarks.get(config.dataset)
     place = look(config, benchmark)
-    data = benchmarks.open_benchmark(
-        benchmark,
-        preprocessing=place.preprocessing(benchmark),
-        data_dir=config.data_dir,
-        source=config.source,
-        download=config.download,
-        validation=Validation() in detector.ood_sources,
-        id_validation=detector.id_validation,
-        ood=False,
-        limit=config.limit,
+    data = crew.in_turn(
+        lambda: benchmarks.open_benchmark(
+            benchmark,
+            preprocessing=place.preprocessing(benchmark),
+            data_dir=config.data_dir,
+            source=config.source,
+            download=config.download,
+            validation=Validation() in detector.ood_sources,
+            id_validation=detector.id_validation,
+            ood=False,
+            limit=config.limit,
+        )
     )
     return benchmark, data, place
 
@@ -119,17 +129,35 @@ def open_inputs(
     benchmark: Benchmark,
     data: OpenBenchmark,
     place: Place,
+    crew: Processes,
     say: Callable[[str], None],
     show_progress: bool,
 ) -> Inputs:
     """Brings a classifier to the sets; it is trained on the spot if need be.
 
+    Args:
+      config: what is fitted.
+      benchmark: as `open_sets` gives it, like the next two.
+      data: the sets.
+      place: where the classifier lies, or will.
+      crew: the processes that do it together.
+      say: takes lines of progress.
+      show_progress: shows bars on stderr.
+
     Raises:
       UserError: there is no classifier, or it does not fit the rest.
     """
-    loaded, _ = find_classifier(config, benchmark, place, say, show_progress)
+    loaded, _ = crew.in_turn(lambda: find_classifier(config, benchmark, place, say, show_progress))
+    crew.require_same(evaluation.foundation(loaded, data))
     preprocessing = loaded.spec.preprocessing
-    read = Reader(preprocessing, config.batch_size, show_progress, config.workers, as_bytes=True)
+    read = Reader(
+        preprocessing,
+        config.batch_size,
+        show_progress,
+        config.workers,
+        crew=crew,
+        as_bytes=True,
+    )
     if config.train is None:
         held_out, checked = divided_test_set(config, data.test)
     else:
@@ -177,7 +205,10 @@ def fit(config: FitConfig, detector: Detector, inputs: Inputs) -> Deployment:
 
 
 def realised(made: Deployment, inputs: Inputs) -> Realised | None:
-    """What the other test images say of the promise; None where there are none."""
+    """What the other test images say of the promise; None where there are none.
+
+    All processes must ask at the same time.
+    """
     count = len(inputs.checked)
     if not count:
         return None
@@ -186,6 +217,7 @@ def realised(made: Deployment, inputs: Inputs) -> Realised | None:
         answer = made.classifier.predict(batch.images[batch.valid])
         kept += int((~answer.is_ood).sum())
         right += int((answer.label == batch.labels[batch.valid]).sum())
+    kept, right = inputs.read.crew.gathered(np.array([[kept, right]])).sum(axis=0).tolist()
     return Realised(count, kept / count, right / count)
 
 

@@ -78,7 +78,8 @@ def nac_ue(
     """
     steepness = checks.positive("steepness", steepness)
     enough = checks.at_least("enough", enough, 1)
-    edges = jnp.asarray(_edges(checks.at_least("bins", bins, 4, MOST_BINS)), jnp.float32)
+    # Of NumPy: processes meet after detectors are made, and before a device is touched.
+    edges = _edges(checks.at_least("bins", bins, 4, MOST_BINS)).astype(np.float32)
     samples = checks.at_least("samples", samples, 1)
 
     def places(head: Head, outputs: Outputs) -> Int[Array, "b d"]:
@@ -87,7 +88,7 @@ def nac_ue(
         excess = jax.nn.softmax(logits, axis=1) - 1 / logits.shape[1]
         influence = jnp.asarray(outputs.features) * product(excess, head.weights.T)
         states = jax.nn.sigmoid(steepness * influence)
-        return jnp.searchsorted(edges, states, side="right") - 1
+        return jnp.searchsorted(jnp.asarray(edges), states, side="right") - 1
 
     def fit(training: Training, key: Array) -> CoverageState:
         head = head_of("nac_ue", training)

@@ -20,7 +20,7 @@ from grood_jax.backbone.backbone import Backbone
 from grood_jax.backbone.outputs import Need, Outputs
 from grood_jax.benchmarks import Benchmark, OpenBenchmark
 from grood_jax.data import ImageSet
-from grood_jax.data.sets import labels_of
+from grood_jax.data.sets import labels_of, sample_checksum
 from grood_jax.detectors import Detector, Validation
 from grood_jax.evaluation import fitting, heads, results, tuning
 from grood_jax.evaluation.accuracy import accuracy
@@ -34,7 +34,7 @@ from grood_jax.maths.prototypes import written
 from grood_jax.passes import devices
 from grood_jax.passes.forward import extract_labelled
 from grood_jax.passes.memo import Memo, make_anew
-from grood_jax.passes.processes import Processes
+from grood_jax.passes.processes import ALONE, Processes
 from grood_jax.passes.reading import BadImages, Reader
 from grood_jax.passes.training_pass import TrainingPass
 from grood_jax.storage.cache import OutputsCache
@@ -232,7 +232,7 @@ def open_inputs(
     loaded, directory = crew.in_turn(
         lambda: find_classifier(config, benchmark, place, say, show_progress)
     )
-    crew.require_same("classifiers or images", _foundation(loaded, data))
+    crew.require_same(foundation(loaded, data))
     preprocessing = loaded.spec.preprocessing
     backbone = devices.spread(loaded.backbone(config.cut))
     bad = BadImages() if config.skip_bad_images else None
@@ -404,7 +404,11 @@ def pass_test_sets(inputs: Inputs, fitted: FittedAll) -> Passed:
 
 
 def score(
-    fitted: Fitted, passed: Passed, groups: Mapping[str, Group], chosen: tuning.Chosen | None = None
+    fitted: Fitted,
+    passed: Passed,
+    groups: Mapping[str, Group],
+    chosen: tuning.Chosen | None = None,
+    crew: Processes = ALONE,
 ) -> Scored:
     """A detector's figures, and its scores by set.
 
@@ -413,13 +417,15 @@ def score(
       passed: the network's outputs.
       groups: of the OOD sets.
       chosen: how its options were chosen, if they were.
+      crew: the processes, of which each scores its share of every set.
     """
     detector, state = fitted.detector, fitted.state
     outputs = passed.outputs
+
     # The first block compiles: it is scored once before the clock starts.
     fitting.score(detector, state, jax.tree.map(lambda array: array[:1], outputs["test"]))
     start = time.perf_counter()
-    scores = {name: fitting.score(detector, state, own) for name, own in outputs.items()}
+    scores = _scores(detector, state, outputs, crew)
     seconds = time.perf_counter() - start
     inside = np.concatenate([scores[name] for name in passed.inside])
     datasets = {
@@ -441,12 +447,33 @@ def score(
     return Scored(figures, scores)
 
 
+def _scores(
+    detector: Detector, state: Any, outputs: Mapping[str, Outputs], crew: Processes
+) -> dict[str, Float[np.ndarray, " _"]]:
+    """Scores of all sets, of which each process makes its share; in one exchange."""
+    ends = np.cumsum([len(own.logits) for own in outputs.values()])
+
+    def block(rows: slice) -> Float[np.ndarray, " r"]:
+        parts = [np.zeros(0, np.float32)]
+        for own, end in zip(outputs.values(), ends.tolist(), strict=True):
+            start = end - len(own.logits)
+            inside = slice(max(rows.start, start) - start, max(min(rows.stop, end) - start, 0))
+            if inside.start < inside.stop:
+                chosen = jax.tree.map(lambda array, inside=inside: array[inside], own)
+                parts.append(fitting.score(detector, state, chosen))
+        return np.concatenate(parts)
+
+    made = crew.shared_rows(int(ends[-1]), block)
+    return dict(zip(outputs, np.split(made, ends[:-1]), strict=True))
+
+
 def score_all(
     fitted: FittedAll,
     passed: Passed,
     groups: Mapping[str, Group],
     failures: Failures,
     chosen: Mapping[str, tuning.Chosen] = MappingProxyType({}),
+    crew: Processes = ALONE,
 ) -> dict[str, Scored]:
     """Figures and scores of all detectors that can be scored, by their names.
 
@@ -456,12 +483,13 @@ def score_all(
       groups: of the OOD sets.
       failures: takes the names of those that cannot be scored.
       chosen: how options were chosen, by name.
+      crew: the processes that score together.
 
     Raises:
       UserError: none of them can be scored.
     """
     scored = {
-        name: failures.of(name, partial(score, own, passed, groups, chosen.get(name)))
+        name: failures.of(name, partial(score, own, passed, groups, chosen.get(name), crew))
         for name, own in fitted.detectors.items()
     }
     failures.require_some_success(fitted.detectors)
@@ -554,13 +582,20 @@ def present(images: ImageSet | None) -> ImageSet:
     return images
 
 
-def _foundation(loaded: Loaded | OwnModel, data: OpenBenchmark) -> dict[str, Any]:
-    """What several processes must have in common."""
-    sets = [*data.titled.values(), data.id_validation, data.validation]
-    return {
-        "classifier": loaded.fingerprint,
-        "sets": [None if images is None else [images.name, len(images)] for images in sets],
+def foundation(loaded: Loaded | OwnModel, data: OpenBenchmark) -> dict[str, Any]:
+    """What several processes must have in common: the classifier, and sets of images.
+
+    Args:
+      loaded: the classifier.
+      data: the sets; of each a few images stand for all.
+    """
+    sets = {**data.titled, "ID validation": data.id_validation, "validation": data.validation}
+    found = {
+        f"set {name}": [len(own), sample_checksum(own)]
+        for name, own in sets.items()
+        if own is not None
     }
+    return {"classifier": loaded.fingerprint, **found}
 
 
 def _memo(
@@ -626,7 +661,7 @@ def evaluate(
     failures.require_some_success(candidates)
     passed = pass_test_sets(inputs, fitted)
     groups: dict[str, Group] = {name: group for name, (group, _) in inputs.data.ood.items()}
-    scored = score_all(fitted, passed, groups, failures, chosen)
+    scored = score_all(fitted, passed, groups, failures, chosen, inputs.read.crew)
     return Evaluation(fitter.seen, fitted, passed, scored, failures)
 
 

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from grood_jax import benchmarks, models
 from grood_jax.data.finding import Kind
 from grood_jax.evaluation.tables import Form
+from grood_jax.passes.processes import START_SECONDS
 from grood_jax.support import checks
 
 
@@ -36,6 +37,12 @@ class Setting:
       workers: threads that read and decode images (default: one for each core, up to 32).
       present_classes: which classes detectors may expect: all of the network's, or those that the
         training data hold.
+      distributed: work in several processes that are given the same command, each of which reads
+        its share of the images; the first writes.
+      coordinator: HOST:PORT of the first process; found on TPU pods, Slurm and Open MPI, as are:
+      num_processes: how many there are.
+      process_id: this one's number, from 0.
+      start_seconds: how long processes wait for one another at the start.
     """
 
     dataset: str = "digits"
@@ -50,6 +57,11 @@ class Setting:
     batch_size: int = 256
     workers: int | None = None
     present_classes: Literal["all", "data"] = "all"
+    distributed: bool = False
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    start_seconds: int = START_SECONDS
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -69,6 +81,18 @@ class Setting:
         for name in ("limit", "workers"):
             if getattr(self, name) is not None:
                 checks.at_least(name, getattr(self, name), 1)
+        for name in ("coordinator", "num_processes", "process_id"):
+            if getattr(self, name) is not None and not self.distributed:
+                raise ValueError(f"{name} is given; expected distributed too")
+        checks.at_least("start_seconds", self.start_seconds, 1)
+
+    def in_common(self) -> dict[str, Any]:
+        """What processes that work together must be given alike: all but places and speed."""
+        return {
+            f"option {name}": value
+            for name, value in vars(self).items()
+            if name not in ("process_id", "workers") and not isinstance(value, Path)
+        }
 
 
 @dataclass(frozen=True)
@@ -95,11 +119,6 @@ class EvalConfig(Setting):
       outputs: evaluate features and logits that lie in this folder, of any network, in place of
         images; by default with all detectors that need none.
       save_outputs: write the network's features and logits into this folder, for --outputs.
-      distributed: evaluate in several processes that are given the same command, each of which
-        reads its share of the images; the first writes the results.
-      coordinator: HOST:PORT of the first process; found on TPU pods, Slurm and Open MPI, as are:
-      num_processes: how many there are.
-      process_id: this one's number, from 0.
     """
 
     detectors: tuple[str, ...] = ("grood", "msp")
@@ -116,10 +135,6 @@ class EvalConfig(Setting):
     save_scores: bool = False
     outputs: Path | None = None
     save_outputs: Path | None = None
-    distributed: bool = False
-    coordinator: str | None = None
-    num_processes: int | None = None
-    process_id: int | None = None
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -132,9 +147,6 @@ class EvalConfig(Setting):
         checks.fraction("train_share", self.train_share, zero=False)
         checks.choice("format", self.format, get_args(Form))
         self._require_sense_of_outputs()
-        for name in ("coordinator", "num_processes", "process_id"):
-            if getattr(self, name) is not None and not self.distributed:
-                raise ValueError(f"{name} is given; expected distributed too")
 
     def _require_sense_of_outputs(self) -> None:
         if self.save_outputs is not None and self.full_spectrum:

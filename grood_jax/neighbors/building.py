@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Array, BFloat16, Float, Int
+from jax import lax
+from jaxtyping import Array, BFloat16, Bool, Float, Int, Shaped
 
 from grood_jax.neighbors.bank import (
     GROUP,
@@ -36,6 +37,9 @@ AXES = (8, 16, 32, 64, 128)
 
 PROBES, POOL = 128, 16_384
 """Rows of a bank, and how many others, with which the number of axes is chosen."""
+
+DEVICE_ROWS = 8192
+"""Rows on a device that are looked at at once for that."""
 
 FEW = 6
 """Axes are enough when, for 9 of 10 probes, their bounds leave this many rows of the others."""
@@ -258,11 +262,70 @@ def _build(rows: Float[Array, "n d"], memory: int) -> Bank:
     return assemble(rows, checks.placed(choose_axes(rows)), memory)
 
 
-def choose_axes(rows: Float[Array | np.ndarray, "n d"]) -> Float[np.ndarray, "d r"]:
-    """The principal axes worth keeping for these rows."""
+def choose_axes(rows: Float[Array, "n d"]) -> Float[np.ndarray, "d r"]:
+    """The principal axes worth keeping for these rows, which stay on their device."""
+    count, width = rows.shape
+    choices = _choices(-(-count // -(-count // POOL)), width)
+    if not choices:
+        return np.zeros((width, 0), np.float32)
+    axes, left = _axes_and_left(rows, choices)
+    return np.asarray(axes[:, : _fewest(choices, np.asarray(left))])
+
+
+@partial(jax.jit, static_argnames="choices")
+def _axes_and_left(
+    rows: Float[Array, "n d"], choices: tuple[int, ...]
+) -> tuple[Float[Array, "d r"], Int[Array, "c p"]]:
+    """What `principal_axes` computes on the host: the most axes, and rows left by their number."""
     center, inverse_scale = _center_and_scale(rows)
-    centred = (np.asarray(rows) - np.asarray(center)) * np.asarray(inverse_scale)
-    return principal_axes(lambda: row_blocks(centred), len(centred))
+    count, size = len(rows), min(len(rows), DEVICE_ROWS)
+    stride = -(-count // PROBES)
+    product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+
+    def centred(part: Float[Array, "m d"]) -> Float[Array, "m d"]:
+        return (part - center[None, :]) * inverse_scale
+
+    def squares(a: Float[Array, "p s"], b: Float[Array, "m s"]) -> Float[Array, "p m"]:
+        norms = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None, :]
+        return norms - 2 * product(a, b.T)
+
+    def coordinates(part: Float[Array, "m d"], kept: int) -> Float[Array, "m s"]:
+        on_axes = product(part, axes[:, :kept])
+        rest = (part * part).sum(axis=1) - (on_axes * on_axes).sum(axis=1)
+        return jnp.concatenate([on_axes, jnp.sqrt(jnp.maximum(rest, 0.0))[:, None]], axis=1)
+
+    sample, probes = centred(rows[:: -(-count // POOL)]), centred(rows[::stride])
+    drawn = np.random.default_rng(0).standard_normal((rows.shape[1], choices[-1] + 10))
+    basis = jnp.asarray(drawn[:, : rows.shape[1]], jnp.float32)
+    for _ in range(3):
+        basis = jnp.linalg.qr(product(sample.T, jnp.linalg.qr(product(sample, basis))[0]))[0]
+    right = jnp.linalg.svd(product(sample, basis), full_matrices=False)[2]
+    axes = product(basis, right[: choices[-1]].T)
+
+    def block(number: Int[Array, ""]) -> tuple[Float[Array, "m d"], Bool[Array, "p m"]]:
+        """Some rows, and for which probes each is another row that was not seen before."""
+        start = jnp.minimum(number * size, count - size)
+        places = start + jnp.arange(size)
+        own = (jnp.arange(len(probes)) * stride)[:, None] == places[None, :]
+        part = lax.dynamic_slice_in_dim(rows, start, size)
+        return centred(part), ~own & (places >= number * size)[None, :]
+
+    def nearer(nearest: Float[Array, " p"], number: Int[Array, ""]) -> tuple[Any, None]:
+        part, others = block(number)
+        found = jnp.where(others, squares(probes, part), jnp.inf).min(axis=1)
+        return jnp.minimum(nearest, found), None
+
+    numbers = jnp.arange(-(-count // size))
+    nearest, _ = lax.scan(nearer, jnp.full(len(probes), jnp.inf), numbers)
+
+    def counted(left: Int[Array, "c p"], number: Int[Array, ""]) -> tuple[Any, None]:
+        part, others = block(number)
+        bounds = [squares(coordinates(probes, k), coordinates(part, k)) for k in choices]
+        near = [(others & (own <= nearest[:, None])).sum(axis=1) for own in bounds]
+        return left + jnp.stack(near), None
+
+    left, _ = lax.scan(counted, jnp.zeros((len(choices), len(probes)), jnp.int32), numbers)
+    return axes, left
 
 
 def frame_on_host(host: HostRows) -> Frame:
@@ -419,7 +482,7 @@ def principal_axes(
     """
     sample = _every(rows, -(-size // POOL))
     count, width = sample.shape
-    choices = [kept for kept in AXES if LEAST_GAIN * kept <= width and 4 * kept <= count]
+    choices = _choices(count, width)
     if not choices or not sample.any():
         return np.zeros((width, 0), np.float32)
     axes = np.ascontiguousarray(_leading_axes(sample, choices[-1]))
@@ -439,8 +502,18 @@ def principal_axes(
                 _coordinates(block, on_axes[:, :kept]),
             )
             left[place] += (_others(bounds, start, stride) <= nearest[:, None]).sum(axis=1)
+    return axes[:, : _fewest(choices, left)]
+
+
+def _choices(sample: int, width: int) -> tuple[int, ...]:
+    """How many axes may be kept of so many columns, where so many rows tell them."""
+    return tuple(kept for kept in AXES if LEAST_GAIN * kept <= width and 4 * kept <= sample)
+
+
+def _fewest(choices: tuple[int, ...], left: Shaped[np.ndarray, "c p"]) -> int:
+    """As few axes as leave few rows to most probes; 0 where none do."""
     enough = np.flatnonzero(np.quantile(left, 0.9, axis=1) <= FEW)
-    return axes[:, : choices[enough[0]] if len(enough) else 0]
+    return choices[enough[0]] if len(enough) else 0
 
 
 def _every(

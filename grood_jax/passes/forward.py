@@ -47,7 +47,7 @@ POOLED = 2.0**-6
 TrainingBatches = Callable[[np.ndarray | None], Iterable[Batch]]
 """Batches of the training rows given, in that order; of all rows for None.
 
-As everywhere below, a `grood_jax.passes.processes.Share` of them is completed by other processes.
+As everywhere below, a `grood_jax.data.batching.Share` of them is completed by other processes.
 """
 
 

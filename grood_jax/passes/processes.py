@@ -7,9 +7,8 @@ one does.
 
 import contextlib
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any, TypeVar
 
@@ -18,15 +17,20 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Int
 
-from grood_jax.data import Batch
+from grood_jax.data import Batch, Share
 from grood_jax.maths.prototypes import ClassMeans, merge
+from grood_jax.passes import runtime
 from grood_jax.passes.memo import Form, Memo
+from grood_jax.support import provenance
 from grood_jax.support.errors import UserError, first_line
 
 T = TypeVar("T")
 
 BLOCK_BYTES = 2**28
 """Bytes of all processes' rows that are exchanged at once."""
+
+START_SECONDS = 20
+"""How long processes wait for one another at the start."""
 
 HELD, WANTED = 0, 1
 """Whether the first process has the outputs of a set already, or wants them made."""
@@ -37,38 +41,6 @@ class Stopped(Exception):
 
     No ValueError: it must reach `Processes.together`, whoever mends what detectors raise.
     """
-
-
-@dataclass(frozen=True)
-class Share:
-    """This process's batches of rows that all processes read together, a block each.
-
-    Attributes:
-      read: gives batches of rows.
-      rows: all rows, in order.
-      index: this process's number.
-      count: how many processes there are.
-    """
-
-    read: Callable[[Int[np.ndarray, " r"]], Iterable[Batch]]
-    rows: Int[np.ndarray, " n"]
-    index: int
-    count: int
-
-    @property
-    def block(self) -> slice:
-        """Where this process's rows lie among all."""
-        start, stop = (len(self.rows) * i // self.count for i in (self.index, self.index + 1))
-        return slice(start, stop)
-
-    def __iter__(self) -> Iterator[Batch]:
-        own = self.rows[self.block]
-        if len(own):
-            yield from self.read(own)
-            return
-        # Others have rows, and what is exchanged must have their shapes.
-        for batch in self.read(self.rows[:1]):
-            yield replace(batch, valid=np.zeros_like(batch.valid))
 
 
 def block_of(batches: Iterable[Batch], count: int) -> slice:
@@ -171,25 +143,26 @@ class Processes:
         _round()
         return work()
 
-    def require_same(self, what: str, value: Any) -> None:
-        """Refuses processes that have not found the same.
+    def require_same(self, facts: Mapping[str, Any]) -> None:
+        """Refuses processes that differ.
 
         Args:
-          what: what ``value`` is, for the message.
-          value: in JSON's types.
+          facts: what each must have in common with the first, by name, in JSON's types.
 
         Raises:
-          UserError: it differs from another process's.
+          UserError: one of them differs from the first process's.
         """
         if self.count == 1:
             return
-        checksum = zlib.crc32(json.dumps(value, sort_keys=True).encode()) >> 1
-        different = np.flatnonzero(np.diff(_round(checksum)))
-        if len(different):
-            raise UserError(
-                f"processes {different[0]} and {different[0] + 1} have found different {what}; "
-                "give all of them the same command, checkpoint and data"
-            )
+        said = list(map(json.loads, _said(json.dumps(facts, default=str))))
+        for number, theirs in enumerate(said):
+            for name in sorted({*said[0], *theirs}):
+                ours = said[0].get(name)
+                if theirs.get(name) != ours:
+                    raise UserError(
+                        f"process {number} has the {name} {theirs.get(name)!r}, and process 0 has "
+                        f"{ours!r}; give all processes the same command, checkpoint and data"
+                    )
 
     def share(
         self,
@@ -202,6 +175,33 @@ class Processes:
     def gathered(self, array: np.ndarray) -> np.ndarray:
         """The rows of all processes' arrays, which must agree in all but their number."""
         return array if self.count == 1 else _joined(array)
+
+    def shared_rows(self, count: int, make: Callable[[slice], np.ndarray]) -> np.ndarray:
+        """A row for each of ``count``, made by each process of its share, and known to all.
+
+        Args:
+          count: how many rows there are.
+          make: makes the rows of a block.
+
+        Raises:
+          ValueError: a process could not make its rows; all raise it, with that one's reason.
+        """
+        if self.count == 1:
+            return make(slice(0, count))
+        made, reason = np.zeros(0), ""
+        try:
+            made = make(Share(list, np.arange(count), self.index, self.count).block)
+        except (ValueError, ArithmeticError, MemoryError, jax.errors.JaxRuntimeError) as error:
+            reason = first_line(error)
+        for said in filter(None, _said(reason)):
+            raise ValueError(said)
+        return _joined(made)
+
+    def told(self, make: Callable[[], Any]) -> Any:
+        """What the first process makes, in JSON's types and few words; the others do not."""
+        if self.count == 1:
+            return make()
+        return json.loads(_said(json.dumps(make()) if self.leads else "null")[0])
 
     def agreed(self, memo: Memo) -> Memo:
         """A `Memo` that only the first process has, and that gives all of them its results."""
@@ -229,43 +229,75 @@ class Processes:
         return ask
 
 
+ALONE = Processes()
+"""This process, without others."""
+
+
 def start(
-    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    seconds: int = START_SECONDS,
 ) -> Processes:
     """Meets the other processes, unless they have met; before anything is computed.
+
+    From then on a process that has died, or cannot be reached, is noticed by the others within half
+    a minute: they end with a line that names it.
 
     Args:
       coordinator: HOST:PORT of the first process; found by JAX on TPU pods, Slurm and Open MPI,
         as are the others.
       num_processes: how many processes there are.
       process_id: this one's number, from 0.
+      seconds: how long to wait for the others.
 
     Raises:
-      UserError: they cannot be found, or do not come.
+      UserError: they cannot be found, or have other versions or devices.
+    """
+    runtime.meet(coordinator, num_processes, process_id, seconds)
+    return met()
+
+
+def met() -> Processes:
+    """The processes that have met, by `start` or ``jax.distributed.initialize``; or this one alone.
+
+    All of them must ask at the same time.
+
+    Raises:
+      UserError: they have other versions or devices.
     """
     if not jax.distributed.is_initialized():
-        try:
-            jax.distributed.initialize(coordinator, num_processes, process_id)
-        except (RuntimeError, ValueError) as error:
-            line = first_line(error)
-            raise UserError(
-                f"the processes cannot be brought together: {line} (--coordinator HOST:PORT, "
-                "--num-processes N and --process-id I name them)"
-            ) from error
-    return Processes(jax.process_index(), jax.process_count())
+        return ALONE
+    crew = Processes(*runtime.own_place())
+    # Before devices are looked for, which another version may do in another way.
+    versions = {f"version of {name}": own for name, own in provenance.versions().items()}
+    crew.require_same({"number of processes": crew.count, **versions})
+    kind = jax.local_devices()[0].device_kind
+    crew.require_same({"number of devices": jax.local_device_count(), "kind of device": kind})
+    return crew
 
 
-def _round(number: int = 0, failed: bool = False) -> Int[np.ndarray, " p"]:
-    """Every process's number, once all are here; raises Stopped if one has failed."""
-    said = np.asarray(multihost_utils.process_allgather(np.array([failed, number], np.int32)))
-    broken = np.flatnonzero(said[:, 0])
-    if len(broken) and not failed:
+def leads() -> bool:
+    """Whether this is the first of the processes that have met, which writes; or alone."""
+    return runtime.own_place()[0] == 0
+
+
+def _said(text: str, failed: bool = False) -> list[str]:
+    """What every process says, once all are here; raises Stopped if one has failed."""
+    said = [own.partition(" ") for own in runtime.exchange(f"{failed:d} {text}")]
+    broken = [number for number, (mark, _, _) in enumerate(said) if mark == "1"]
+    if broken and not failed:
         raise Stopped(f"process {broken[0]} failed; what it said tells why")
-    return said[:, 1]
+    return [own for _, _, own in said]
+
+
+def _round(number: int = 0) -> Int[np.ndarray, " p"]:
+    """Every process's number, once all are here; raises Stopped if one has failed."""
+    return np.array([int(own) for own in _said(str(number))])
 
 
 def _tell_failure() -> None:
-    _round(failed=True)
+    _said("0", failed=True)
 
 
 def _rows_at_once(array: np.ndarray, counts: Int[np.ndarray, " p"]) -> int:
@@ -280,7 +312,16 @@ def _blocks(
     for start in range(0, int(counts.max()), size):
         part = array[start : start + size]
         padded = np.pad(part, [(0, size - len(part))] + [(0, 0)] * (array.ndim - 1))
-        yield start, np.asarray(multihost_utils.process_allgather(padded))
+        yield start, _allgathered(padded)
+
+
+def _allgathered(array: np.ndarray) -> np.ndarray:
+    """All processes' arrays of one shape, (P, ...)."""
+    try:
+        return np.asarray(multihost_utils.process_allgather(array))
+    except jax.errors.JaxRuntimeError as error:
+        runtime.await_verdict()
+        raise UserError(f"processes cannot exchange arrays: {first_line(error)}") from error
 
 
 def _joined(array: np.ndarray) -> np.ndarray:
