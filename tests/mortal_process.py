@@ -1,4 +1,4 @@
-"""One of the processes of `test_deaths`: ``mortal_process.py NUMBER PORT FOLDER COUNT STAGE``.
+"""One of the processes of `test_deaths`: ``mortal_process.py NUMBER HOST:PORT FOLDER COUNT STAGE``.
 
 At some stages one process does not go on, once it has made ``FOLDER/there``: it is to be killed
 then. At others it differs from the rest. The others do what they can and say how it ended.
@@ -18,7 +18,7 @@ from grood_jax.data import Batch
 from grood_jax.passes import forward, processes, runtime
 from grood_jax.support import provenance
 
-number, port, count = int(sys.argv[1]), sys.argv[2], int(sys.argv[4])
+number, address, count = int(sys.argv[1]), sys.argv[2], int(sys.argv[4])
 folder, stage = Path(sys.argv[3]), sys.argv[5]
 odd = number == (0 if stage == "save" else count - 1)
 runtime.HEARTBEAT = 4
@@ -38,7 +38,6 @@ def read(rows):
 
 
 def work():
-    address = f"127.0.0.1:{port}"
     if stage == "start":
         runtime.meet(address, count, number, 60)
         stay_if("start")

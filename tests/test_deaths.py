@@ -1,6 +1,7 @@
 """Processes that work together where one of them dies, is missing, or is not like the others."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,20 +22,23 @@ def free_port():
         return free.getsockname()[1]
 
 
+def environment():
+    root = str(Path(processes.__file__).parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    return os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+
+
 class Company:
     """Processes of `mortal_process`, what they write, and how they end."""
 
     def __init__(self, folder, numbers, count, stage):
         self.folder, port = folder, free_port()
-        root = str(Path(processes.__file__).parents[2])
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
         self.running = {}
         for number in numbers:
-            words = [sys.executable, PROGRAM, number, port, folder, count, stage]
+            words = [sys.executable, PROGRAM, number, f"127.0.0.1:{port}", folder, count, stage]
             with (folder / f"{number}.log").open("w") as log:
                 self.running[number] = subprocess.Popen(
-                    list(map(str, words)), stdout=log, stderr=log, env=environment
+                    list(map(str, words)), stdout=log, stderr=log, env=environment()
                 )
 
     def kill(self, number):
@@ -109,6 +113,30 @@ def test_nobody_waits_for_ever_for_who_does_not_come(company, number, what):
     codes, said = company(number, count=2, stage="absent").ended()
     assert codes == {number: 1} and len(said[number]) == 1
     assert what in said[number][0] and "within 2 s (--coordinator HOST:PORT" in said[number][0]
+
+
+APART = "unshare --user --map-root-user --net --mount --pid --fork --kill-child".split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["none", "pass"])
+def test_two_hosts_and_the_cable_between_them(tmp_path, stage):
+    if not (shutil.which("unshare") and shutil.which("ip") and sys.platform == "linux"):
+        pytest.skip("needs unshare and ip, to make networks of its own")
+    if subprocess.run([*APART, "true"], capture_output=True).returncode:
+        pytest.skip("this system lets no user make networks of its own")
+    script = PROGRAM.with_name("two_hosts.sh")
+    command = [*APART, "bash", script, sys.executable, PROGRAM, tmp_path, stage]
+    done = subprocess.run(command, env=environment(), capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    logs = [(tmp_path / f"{number}.log").read_text() for number in (0, 1)]
+    codes = [int((tmp_path / f"{number}.code").read_text()) for number in (0, 1)]
+    if stage == "none":
+        assert codes == [0, 0], logs
+        return
+    assert codes[0] == 1 and "error: process 1 of 2 died or cannot be reached" in logs[0]
+    # Without the coordinator JAX ends it, in words of its own.
+    assert codes[1] not in (0, 1) and "JAX distributed service" in logs[1]
 
 
 @pytest.mark.parametrize("address", ["localhost", "localhost:", "localhost:http", "a:70000", ":1"])
