@@ -633,6 +633,7 @@ DOORS: dict[str, Callable[[Path], dict[str, Any]]] = {
         "queries": ROWS,
         "bank": bank(),
         "k": 2,
+        "return_indices": True,
     },
     "neighbors.sharding.shard_bank": lambda home: {
         "vectors": ROWS,

@@ -2,10 +2,11 @@
 
 python experiments/benchmarks/search.py --parts compare growth imagenet
 
-compare: on random rows, and on the real gradient banks of gradient_banks.py (made first, if
---data-dir and --checkpoint are given). Each method is warm, their runs alternate, and medians of
---repeats are compared. growth: how time, index and memory grow with rows and columns. imagenet: a
-synthetic bank of 1,281,167 × 2,048, in bfloat16, its float32 rows in a file.
+compare: on random rows, on made-up gradients and features, and on the real gradient banks of
+gradient_banks.py (made first, if --data-dir and --checkpoint are given). Each method is warm, their
+runs alternate, and medians of --repeats are compared, and the fastest. growth: how time, index and
+memory grow with rows and columns. imagenet: a synthetic bank of 1,281,167 × 2,048, in bfloat16, its
+float32 rows in a file.
 
 FAISS is not a dependency: pip install faiss-cpu.
 """
@@ -31,7 +32,10 @@ from grood_jax.support import progress, provenance
 from grood_jax.support.files import require_directory
 
 PARTS = ("compare", "growth", "imagenet")
-ROWS, QUERIES, COLUMNS = 50_000, 1_024, 512
+ROWS, QUERIES, COLUMNS, FEATURES = 50_000, 1_024, 512, 64
+KNN = 50
+"""The neighbour whose distance the detector ``knn`` has for its score."""
+
 CHECKED = 64
 """Queries whose distances are compared with float64."""
 
@@ -111,11 +115,16 @@ def compare(config: BenchmarkConfig) -> dict[str, Any]:
     """Every method on every bank, with each k."""
     rng = np.random.default_rng(0)
     banks = {
-        "Gaussian": (
-            rng.standard_normal((ROWS, COLUMNS), np.float32),
-            rng.standard_normal((QUERIES, COLUMNS), np.float32),
-        )
+        "Gaussian": tuple(rng.standard_normal((n, COLUMNS), np.float32) for n in (ROWS, QUERIES)),
+        **{
+            f"like gradients, {columns} columns": tuple(
+                synthetic(count, columns, rng) for count in (ROWS, QUERIES)
+            )
+            for columns in (COLUMNS, FEATURES)
+        },
+        "unit features": tuple(features(count, FEATURES, rng) for count in (ROWS, QUERIES)),
     }
+    ks = {"unit features": (KNN,)}
     made = gradient_banks.BankConfig(config.data_dir, config.checkpoint, config.bank_dir)
     if config.data_dir is not None:
         gradient_banks.make_banks(made)
@@ -124,12 +133,12 @@ def compare(config: BenchmarkConfig) -> dict[str, Any]:
             bank, queries = gradient_banks.load(made, width)
             chosen = rng.permutation(len(queries))[:QUERIES]
             banks[f"gradients of {width} columns"] = bank, queries[chosen]
-    if len(banks) == 1:
+    if not any(name.startswith("gradients") for name in banks):
         progress.tell(f"no gradient banks in {config.bank_dir}; give --data-dir and --checkpoint")
     return {
         f"{name}, k={k}": _compare_on(name, bank, queries, k, config.repeats)
         for name, (bank, queries) in banks.items()
-        for k in config.ks
+        for k in ks.get(name, config.ks)
     }
 
 
@@ -172,7 +181,8 @@ def _compare_on(
     for method, row in figures["methods"].items():
         print(
             f"  {method:30} {row['microseconds_per_query']:9.1f} µs a query  "
-            f"{row['times_faiss']:6.2f} × FAISS  error {row['largest_relative_error']:.1e}",
+            f"{row['times_faiss']:6.2f} × FAISS  "
+            f"error {row['largest_relative_error']:.1e}",
             flush=True,
         )
     return figures
@@ -191,6 +201,16 @@ def synthetic(rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:
         norms = 10.0 ** rng.uniform(-6, 0, len(part))
         part *= (norms / np.linalg.norm(part, axis=1)).astype(np.float32)[:, None]
     return made
+
+
+def features(rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows like features after ReLU and pooling: ten classes, what is around them, unit length."""
+    centres = np.random.default_rng(7).exponential(size=(10, columns))
+    around = np.random.default_rng(8).standard_normal((16, columns))
+    made = centres[rng.integers(0, 10, rows)]
+    made = made + 0.1 * rng.standard_normal((rows, 16)) @ around
+    made = np.maximum(made + 0.05 * rng.standard_normal(made.shape), 0.0)
+    return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
 
 
 def growth(config: BenchmarkConfig) -> dict[str, Any]:

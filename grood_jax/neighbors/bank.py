@@ -97,7 +97,7 @@ class Bank:
       errors: how far rounding to bfloat16 has moved each row, (M,) float32; else (0,).
       norms: of the rows in the frame, ascending; infinite for the padding, (M,) float32.
       size: how many rows there are without the padding, N.
-      memory: bytes that one block of bounds may take.
+      memory: bytes that the bounds of a block of queries may take.
       host: the rows as given, where they lie on the host.
     """
 

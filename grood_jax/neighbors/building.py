@@ -25,8 +25,8 @@ from grood_jax.neighbors.bank import (
 )
 from grood_jax.support import checks
 
-MEMORY, MEMORY_ACCELERATOR = 2 * 2**20, 256 * 2**20
-"""Bytes of one block of bounds if nothing else is asked for: what a CPU's cache holds, and more."""
+MEMORY, MEMORY_ACCELERATOR = 16 * 2**20, 256 * 2**20
+"""Bytes of a search's bounds if nothing else is asked for: what a CPU's cache holds, and more."""
 
 LEAST_MEMORY, MOST_MEMORY = 2**16, 2**60
 MOST_ROWS = 2**31 - 1
@@ -61,8 +61,8 @@ def build_bank(
       dtype: ``"float32"``: the rows lie on the device. ``"bfloat16"``: the device holds what
         bounds are computed from, at most half as much; the winners are settled against the
         float32 rows, which stay on the host. Such a bank cannot be searched in compiled code.
-      memory: bytes that one block of bounds may take in a search; 2 MiB on CPU and 256 MiB
-        elsewhere unless given.
+      memory: bytes that the bounds of a block of queries may take in a search; 16 MiB on CPU and
+        256 MiB elsewhere unless given.
 
     Raises:
       TypeError: not real numbers, or ``memory`` not an integer.
