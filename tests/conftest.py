@@ -151,6 +151,7 @@ def bounded():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(searching, "FEW_ROWS", 64)
+        patch.setattr(searching, "FEW_NUMBERS", 64)
         jax.clear_caches()
         yield
     jax.clear_caches()
