@@ -16,7 +16,7 @@ from grood_jax.neighbors import searching
 
 pytestmark = pytest.mark.usefixtures("bounded")
 
-SLOW = pytest.mark.slow
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 rows_of = functools.partial(gj.nearest_distances, return_indices=True)
 
 
@@ -46,7 +46,7 @@ def first_rows(queries, rows, k):
     return np.argsort((apart**2).sum(axis=2), axis=1, kind="stable")[:, :k]
 
 
-@pytest.mark.parametrize("k", [1, 10, 50])
+@pytest.mark.parametrize("k", [10, slow(1), slow(50)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_are_those_of_brute_force(kind, k):
     queries, rows = made(kind)
@@ -55,7 +55,9 @@ def test_rows_are_those_of_brute_force(kind, k):
     np.testing.assert_array_equal(found[0][:, -1], gj.nearest_distances(queries, rows, k))
 
 
-@pytest.mark.parametrize(("dtype", "k"), [("float32", 1), ("float32", 50), ("bfloat16", 10)])
+@pytest.mark.parametrize(
+    ("dtype", "k"), [("float32", 10), slow("float32", 1), slow("bfloat16", 10)]
+)
 def test_of_rows_as_near_the_first_are_found(dtype, k):
     queries, rows = with_ties()
     bank = gj.build_bank(rows, dtype=dtype)
@@ -71,6 +73,7 @@ def test_a_bank_of_one_repeated_row_gives_its_first_rows():
     np.testing.assert_array_equal(numbers, np.tile(np.arange(10), (40, 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rows_bounded_by_few_axes_are_those_of_brute_force(dtype):
     queries, rows = hard()
@@ -89,6 +92,7 @@ def test_chunks_that_do_not_fit_into_memory_together(monkeypatch):
     assert_nearest(rows_of(queries, ready, 10), queries, rows, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(50, 3, 50), (73, 1, 73)])
 def test_any_size(shape):
     rows, width, k = shape
@@ -96,7 +100,8 @@ def test_any_size(shape):
     assert_nearest(rows_of(queries, bank, k), queries, bank, k)
 
 
-@pytest.mark.parametrize(("count", "k"), [(700, 10), pytest.param(300, 100, marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "k"), [(700, 10), (300, 100)])
 def test_rows_of_a_divided_bank_are_numbered_as_they_were_given(count, k):
     queries, rows = with_ties(count)
     sharded = gj.shard_bank(rows, mesh(query=2, bank=4), query_axis="query")
@@ -105,6 +110,7 @@ def test_rows_of_a_divided_bank_are_numbered_as_they_were_given(count, k):
     np.testing.assert_array_equal(distances[:, -1], gj.nearest_distances(queries, rows, k))
 
 
+@pytest.mark.slow
 def test_rows_in_compiled_and_mapped_code():
     queries, rows = made(gaussian)
     bank = gj.build_bank(rows)
