@@ -488,6 +488,26 @@ def forward_markdown(results: dict[str, Any]) -> str:
     return _table("Forward pass, images/s", results, header, rows)
 
 
+def cluster_markdown(results: dict[str, Any]) -> list[str]:
+    """A bank over simulated devices beside what formulae say, and what these say of clusters."""
+    points, plans = results["measured, expected"], results["plans"]
+    measured = []
+    for name in next(iter(points.values())):
+        cells = [
+            own[name] if isinstance(own[name], list) else [own[name]] for own in points.values()
+        ]
+        measured.append([name, *(" / ".join(f"{each:,.4g}" for each in cell) for cell in cells)])
+    planned = [
+        [name, *(f"{own[name]:.3g}" for own in plans.values())]
+        for name in next(iter(plans.values()))
+    ]
+    about = "A bank over simulated devices, measured / by the formulae"
+    return [
+        _table(about, results, ["devices", *points], measured),
+        _table("Larger clusters, by the formulae", results, ["", *plans], planned),
+    ]
+
+
 GROWN = ("dtype", "axes", "build, s", "µs a query", "largest error")
 
 MAKERS: dict[str, Callable[[dict[str, Any]], str | list[str]]] = {
@@ -504,6 +524,7 @@ MAKERS: dict[str, Callable[[dict[str, Any]], str | list[str]]] = {
     "load": serving_markdown,
     "loader": loader_markdown,
     "parity": parity_markdown,
+    "plans": cluster_markdown,
     "forward_passes": forward_markdown,
 }
 """Tables by the entry of a results file that they show."""

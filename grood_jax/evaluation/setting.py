@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from grood_jax import benchmarks, models
 from grood_jax.data.finding import Kind
 from grood_jax.evaluation.tables import Form
-from grood_jax.passes.processes import START_SECONDS
+from grood_jax.passes.coordinator import START_SECONDS
 from grood_jax.support import checks
 
 

@@ -9,6 +9,9 @@ the first process has died, when the others have had time to notice.
 import sys
 import time
 
+START_SECONDS = 20
+"""How long processes wait for one another at the start; known without importing JAX."""
+
 GRACE = 2.0
 """How many times the seconds in which a death is noticed it stays after that of the first."""
 

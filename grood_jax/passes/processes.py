@@ -20,6 +20,7 @@ from jaxtyping import Int
 from grood_jax.data import Batch, Share
 from grood_jax.maths.prototypes import ClassMeans, merge
 from grood_jax.passes import runtime
+from grood_jax.passes.coordinator import START_SECONDS
 from grood_jax.passes.memo import Form, Memo
 from grood_jax.support import provenance
 from grood_jax.support.errors import UserError, first_line
@@ -28,9 +29,6 @@ T = TypeVar("T")
 
 BLOCK_BYTES = 2**28
 """Bytes of all processes' rows that are exchanged at once."""
-
-START_SECONDS = 20
-"""How long processes wait for one another at the start."""
 
 HELD, WANTED = 0, 1
 """Whether the first process has the outputs of a set already, or wants them made."""
