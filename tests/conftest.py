@@ -170,21 +170,36 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory):
-    """Where the default command has run, once for all test processes, and what it printed."""
+def once(tmp_path_factory):
+    """A folder of all test processes, which the first that asks for it fills."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
-    folder, said = root / "digits", root / "digits-said.json"
-    with (root / "digits.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not said.exists():
-            folder.mkdir()
-            done = subprocess.run(
-                [sys.executable, "-m", "grood_jax.eval"], cwd=folder, capture_output=True, text=True
-            )
-            said.write_text(json.dumps([done.args, done.returncode, done.stdout, done.stderr]))
-    done = subprocess.CompletedProcess(*json.loads(said.read_text()))
+
+    def made(name, make):
+        folder, done = root / name, root / f"{name}.done"
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                folder.mkdir()
+                done.write_text(json.dumps(make(folder)))
+        return folder, json.loads(done.read_text())
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def digits(once):
+    """Where the default command has run, and what it printed."""
+
+    def run(folder):
+        done = subprocess.run(
+            [sys.executable, "-m", "grood_jax.eval"], cwd=folder, capture_output=True, text=True
+        )
+        return done.args, done.returncode, done.stdout, done.stderr
+
+    folder, said = once("digits", run)
+    done = subprocess.CompletedProcess(*said)
     assert done.returncode == 0, done.stderr
     return folder, done
 

@@ -21,7 +21,8 @@ from grood_jax.support import provenance
 number, address, count = int(sys.argv[1]), sys.argv[2], int(sys.argv[4])
 folder, stage = Path(sys.argv[3]), sys.argv[5]
 odd = number == (0 if stage == "save" else count - 1)
-runtime.HEARTBEAT = 4
+if stage in ("start", "pass", "search", "save"):
+    runtime.HEARTBEAT = 6
 jax.config.update("jax_num_cpu_devices", 2 if odd and stage == "devices" else 1)
 
 

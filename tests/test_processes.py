@@ -64,11 +64,16 @@ def test_flags_that_need_another(capsys):
 
 
 @pytest.fixture(scope="module")
-def ran(digits_checkpoint, tmp_path_factory):
+def ran(once, digits_checkpoint):
     """Where two processes have evaluated, what they found, and what they said."""
-    folder = tmp_path_factory.mktemp("processes")
-    words = ["--detectors", *DETECTORS, "--limit", str(LIMIT)]
-    words += ["--checkpoint", str(digits_checkpoint)]
+    folder, codes = once("processes", lambda folder: run_both(folder, digits_checkpoint))
+    said = [(folder / f"{number}.log").read_text() for number in (0, 1)]
+    assert codes == [0, 0], said
+    return folder, [json.loads((folder / f"{n}.json").read_text()) for n in (0, 1)], said
+
+
+def run_both(folder, checkpoint):
+    words = ["--detectors", *DETECTORS, "--limit", str(LIMIT), "--checkpoint", str(checkpoint)]
     (folder / "words.json").write_text(json.dumps(words))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -83,15 +88,11 @@ def ran(digits_checkpoint, tmp_path_factory):
             command = [sys.executable, program, str(number), str(port), folder]
             with (folder / f"{number}.log").open("w") as log:
                 started.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
-        codes = [process.wait(timeout=300) for process in started]
+        return [process.wait(timeout=300) for process in started]
     finally:
         for process in started:
             process.kill()
             process.wait()
-        said = [(folder / f"{number}.log").read_text() for number in range(len(started))]
-        print(*said)
-    assert codes == [0, 0]
-    return folder, [json.loads((folder / f"{n}.json").read_text()) for n in (0, 1)], said
 
 
 def results(folder):
