@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar
 from grood_jax.cli.compiled import keep_compiled
 from grood_jax.support import missing
 from grood_jax.support.errors import UserError
-from grood_jax.support.progress import tell
+from grood_jax.support.progress import tell, unsaid
 
 if TYPE_CHECKING:
     from grood_jax.evaluation.setting import Setting
@@ -105,12 +105,19 @@ def status(work: Callable[[], object]) -> int:
     return 0
 
 
-def in_company(setting: "Setting", work: "Callable[[Processes], T]") -> T:
+def in_company(
+    setting: "Setting",
+    work: "Callable[[Processes, Callable[[str], None], bool], T]",
+    say: Callable[[str], None],
+    show_progress: bool,
+) -> T:
     """Does the work, in several processes if the setting says so.
 
     Args:
       setting: what is done, and with whom.
-      work: takes the processes that do it together.
+      work: takes the processes that do it together, ``say`` and ``show_progress``.
+      say: takes lines of progress, those of the first process.
+      show_progress: whether that one shows bars.
 
     Raises:
       UserError: the processes do not come together, differ, or one of them fails.
@@ -118,13 +125,13 @@ def in_company(setting: "Setting", work: "Callable[[Processes], T]") -> T:
     from grood_jax.passes import processes
 
     if not setting.distributed:
-        return work(processes.Processes())
+        return work(processes.ALONE, say, show_progress)
     crew = processes.start(
         setting.coordinator, setting.num_processes, setting.process_id, setting.start_seconds
     )
     with crew.together():
         crew.require_same(setting.in_common())
-        return work(crew)
+        return work(crew, say, show_progress) if crew.leads else work(crew, unsaid, False)
 
 
 def _say_warning(

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from grood_jax.evaluation.setting import EvalConfig
 from grood_jax.support import provenance
 from grood_jax.support.errors import UserError
 from grood_jax.support.files import require_directory
-from grood_jax.support.progress import says, tell, unsaid
+from grood_jax.support.progress import says, tell
 
 if TYPE_CHECKING:
     import grood_jax.passes.processes
@@ -51,13 +52,8 @@ def run(
     words = commandline or provenance.command_line(PROGRAM, config, always=always)
     if config.outputs is not None:
         return _evaluate_outputs(config, config.outputs, say, words)
-
-    def work(crew: "grood_jax.passes.processes.Processes") -> dict[str, Any]:
-        if crew.leads:
-            return _evaluate(config, crew, say, show_progress, words)
-        return _evaluate(config, crew, unsaid, False, words)
-
-    return command.in_company(config, work)
+    work = partial(_evaluate, config, commandline=words)
+    return command.in_company(config, work, say, show_progress)
 
 
 def _say_beforehand(config: EvalConfig, output_dir: Path, say: Callable[[str], None]) -> None:
@@ -115,7 +111,8 @@ def _evaluate(
     crew: "grood_jax.passes.processes.Processes",
     say: Callable[[str], None],
     show_progress: bool,
-    words: str,
+    *,
+    commandline: str,
 ) -> dict[str, Any]:
     from grood_jax.evaluation import pipeline, results
     from grood_jax.evaluation import report as reports
@@ -135,7 +132,7 @@ def _evaluate(
                 require_directory(name, folder)
     inputs = pipeline.open_inputs(config, benchmark, data, place, crew, say, show_progress)
     made = pipeline.evaluate(inputs, candidates, say)
-    record = pipeline.record(inputs, made.passed, made.scored, made.failures, words)
+    record = pipeline.record(inputs, made.passed, made.scored, made.failures, commandline)
     shown = pipeline.shown_sets(inputs, made.passed) if config.report else []
     if not crew.leads:
         return record

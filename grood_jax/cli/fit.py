@@ -2,12 +2,13 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from grood_jax.cli import command
 from grood_jax.deploying.setting import FitConfig
 from grood_jax.support.files import require_directory
-from grood_jax.support.progress import says, tell, unsaid
+from grood_jax.support.progress import says, tell
 
 if TYPE_CHECKING:
     import grood_jax.passes.processes
@@ -33,13 +34,7 @@ def run(
       UserError: what a user can mend: missing data, no checkpoint, too few images, …
       ValueError: an unknown detector, or an option outside its range.
     """
-
-    def work(crew: "grood_jax.passes.processes.Processes") -> "Deployment":
-        if crew.leads:
-            return _fit(config, crew, say, show_progress)
-        return _fit(config, crew, unsaid, False)
-
-    return command.in_company(config, work)
+    return command.in_company(config, partial(_fit, config), say, show_progress)
 
 
 def _fit(

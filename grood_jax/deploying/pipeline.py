@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from grood_jax import benchmarks
 from grood_jax.benchmarks import Benchmark, OpenBenchmark
 from grood_jax.data import ImageSet
 from grood_jax.data.sets import PartOfSet
@@ -21,7 +20,7 @@ from grood_jax.deploying.ood_classifier import OODClassifier
 from grood_jax.deploying.setting import FitConfig
 from grood_jax.detectors import Detector, Validation
 from grood_jax.evaluation import pipeline as evaluation
-from grood_jax.evaluation.classifier import Place, find_classifier, look
+from grood_jax.evaluation.classifier import Place, find_classifier
 from grood_jax.evaluation.own_model import OwnModel
 from grood_jax.evaluation.pipeline import explained, present
 from grood_jax.evaluation.tuning import create_candidates
@@ -106,22 +105,13 @@ def open_sets(
     """
     if config.train is not None:
         return open_folders(config)
-    benchmark = benchmarks.get(config.dataset)
-    place = look(config, benchmark)
-    data = crew.in_turn(
-        lambda: benchmarks.open_benchmark(
-            benchmark,
-            preprocessing=place.preprocessing(benchmark),
-            data_dir=config.data_dir,
-            source=config.source,
-            download=config.download,
-            validation=Validation() in detector.ood_sources,
-            id_validation=detector.id_validation,
-            ood=False,
-            limit=config.limit,
-        )
+    return evaluation.open_together(
+        config,
+        crew,
+        validation=Validation() in detector.ood_sources,
+        id_validation=detector.id_validation,
+        ood=False,
     )
-    return benchmark, data, place
 
 
 def open_inputs(

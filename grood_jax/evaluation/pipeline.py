@@ -28,7 +28,7 @@ from grood_jax.evaluation.classifier import Place, find_classifier, look
 from grood_jax.evaluation.fitting import Fitted, FittedAll, Fitter
 from grood_jax.evaluation.own_model import OwnModel
 from grood_jax.evaluation.report import Group, ShownSet
-from grood_jax.evaluation.setting import EvalConfig
+from grood_jax.evaluation.setting import EvalConfig, Setting
 from grood_jax.maths.metrics import ood_metrics
 from grood_jax.maths.prototypes import written
 from grood_jax.passes import devices
@@ -182,6 +182,33 @@ def open_sets(
     Raises:
       UserError: sets are missing, or the file that describes them describes none.
     """
+    detectors = [detector for _, detector in every(candidates)]
+    benchmark, data, place = open_together(
+        config,
+        crew,
+        skip_missing=config.skip_missing,
+        validation=any(Validation() in own.ood_sources for own in detectors),
+        search=config.search,
+        id_validation=any(own.id_validation for own in detectors),
+        full_spectrum=config.full_spectrum,
+        train_share=config.train_share,
+        seed=config.seed,
+    )
+    for name in data.skipped:
+        say(f"skipped {name}: it is missing")
+    return benchmark, data, place
+
+
+def open_together(
+    config: Setting, crew: Processes, **options: Any
+) -> tuple[Benchmark, OpenBenchmark, Place]:
+    """A benchmark's sets, opened by one process after the other, and where its classifier is.
+
+    Args:
+      config: which benchmark, and where its images lie.
+      crew: the processes.
+      options: further ones of `benchmarks.open_benchmark`.
+    """
     benchmark = benchmarks.get(config.dataset)
     place = look(config, benchmark)
     data = crew.in_turn(
@@ -190,19 +217,11 @@ def open_sets(
             preprocessing=place.preprocessing(benchmark),
             data_dir=config.data_dir,
             source=config.source,
-            skip_missing=config.skip_missing,
             download=config.download,
-            validation=Validation() in {s for _, own in every(candidates) for s in own.ood_sources},
-            search=config.search,
-            id_validation=any(own.id_validation for _, own in every(candidates)),
-            full_spectrum=config.full_spectrum,
             limit=config.limit,
-            train_share=config.train_share,
-            seed=config.seed,
+            **options,
         )
     )
-    for name in data.skipped:
-        say(f"skipped {name}: it is missing")
     return benchmark, data, place
 
 
