@@ -1,6 +1,5 @@
 """Processes that work together where one of them dies, is missing, or is not like the others."""
 
-import os
 import shutil
 import socket
 import subprocess
@@ -9,23 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+from companions import environment, free_port
 
 from grood_jax.passes import processes, runtime
 from grood_jax.support.errors import UserError
 
 PROGRAM = Path(__file__).with_name("mortal_process.py")
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def environment():
-    root = str(Path(processes.__file__).parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
 
 
 class Company:

@@ -1,15 +1,11 @@
 """Evaluation in two processes: each reads its share, and the figures are those of one."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_network
+from companions import run_both
 
 import grood_jax as gj
 from grood_jax import benchmarks
@@ -66,33 +62,16 @@ def test_flags_that_need_another(capsys):
 @pytest.fixture(scope="module")
 def ran(once, digits_checkpoint):
     """Where two processes have evaluated, what they found, and what they said."""
-    folder, codes = once("processes", lambda folder: run_both(folder, digits_checkpoint))
+    folder, codes = once("processes", lambda folder: evaluate_both(folder, digits_checkpoint))
     said = [(folder / f"{number}.log").read_text() for number in (0, 1)]
     assert codes == [0, 0], said
     return folder, [json.loads((folder / f"{n}.json").read_text()) for n in (0, 1)], said
 
 
-def run_both(folder, checkpoint):
+def evaluate_both(folder, checkpoint):
     words = ["--detectors", *DETECTORS, "--limit", str(LIMIT), "--checkpoint", str(checkpoint)]
     (folder / "words.json").write_text(json.dumps(words))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    program = Path(__file__).with_name("distributed_process.py")
-    root = str(Path(eval.__file__).parent.parent)
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
-    started = []
-    try:
-        for number in (0, 1):
-            command = [sys.executable, program, str(number), str(port), folder]
-            with (folder / f"{number}.log").open("w") as log:
-                started.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
-        return [process.wait(timeout=300) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
+    return run_both("distributed_process.py", folder, 300)
 
 
 def results(folder):

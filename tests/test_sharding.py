@@ -1,15 +1,11 @@
-import os
 import re
-import socket
-import subprocess
-import sys
 from math import prod
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from companions import run_both
 from jax.sharding import Mesh
 from test_neighbors import KINDS, gaussian, made, near_a_plane
 
@@ -138,25 +134,7 @@ def test_two_processes_search_each_its_own_rows(tmp_path):
     np.save(tmp_path / "queries.npy", queries)
     for number, share in enumerate(shares):
         np.save(tmp_path / f"{number}.npy", share)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    program = Path(__file__).with_name("sharded_process.py")
-    started, environment = [], {**os.environ, "JAX_PLATFORMS": "cpu"}
-    try:
-        for number in (0, 1):
-            command = [sys.executable, program, str(number), str(port), tmp_path]
-            with (tmp_path / f"{number}.log").open("w") as log:
-                process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-            started.append(process)
-        codes = [process.wait(timeout=500) for process in started]
-    finally:
-        for number, process in enumerate(started):
-            process.kill()
-            process.wait()
-            # Seen only where the test fails.
-            print((tmp_path / f"{number}.log").read_text())
-    assert codes == [0, 0]
+    assert run_both("sharded_process.py", tmp_path, 500) == [0, 0]
     expected = gj.nearest_distances(queries, np.concatenate(shares), 10)
     for number in (0, 1):
         with np.load(tmp_path / f"{number}-found.npz") as found:
