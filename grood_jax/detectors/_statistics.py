@@ -8,6 +8,7 @@ weigh, are the first that float32 loses, and products rounded to float32 would l
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +103,7 @@ def rows_of_bank(key: Array, count: int, sampling_ratio: float, k: int) -> Int[n
     return chosen
 
 
+@jax.jit
 def unit_rows(rows: Float[Array, "b d"]) -> Float[Array, "b d"]:
     """Rows divided by their norms; zeros stay zeros."""
     # By the largest entry first: squares of large or tiny features leave float32.
@@ -111,6 +113,7 @@ def unit_rows(rows: Float[Array, "b d"]) -> Float[Array, "b d"]:
     return scaled / jnp.where(norms > 0, norms, 1.0)
 
 
+@partial(jax.jit, static_argnames="exponent")
 def scaled_rows(rows: Float[Array, "b d"], exponent: float) -> Float[Array, "b d"]:
     """Rows divided by their norms to a power: 1 leaves directions, 0 the rows as they are.
 

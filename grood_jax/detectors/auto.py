@@ -25,6 +25,7 @@ from grood_jax.detectors.vra import vra
 from grood_jax.maths.gradients import distances_to
 from grood_jax.maths.prototypes import class_prototypes, require_classes
 from grood_jax.neighbors.building import sampled_rows
+from grood_jax.support import checks
 
 HELD_OUT = 0.1
 """The share of training samples left out of fitting, to calibrate scores by."""
@@ -236,6 +237,17 @@ def _left_out(training: Training, key: Array) -> Int[np.ndarray, " h"]:
     return spared(np.asarray(sampled_rows(key, count, wanted / count)), labels, right)
 
 
+@jax.jit
+def _deviation(
+    features: Float[Array, "n d"], means: Float[Array, "c d"], labels: Int[Array, " n"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The largest difference from a class mean, and the largest feature, by magnitude."""
+    return jnp.abs(features - means[labels]).max(), jnp.abs(features).max()
+
+
+_distances = jax.jit(distances_to)
+
+
 def _chosen(
     training: Training,
     features: Float[Array, "n d"],
@@ -254,14 +266,16 @@ def _chosen(
         )
         return [], [why]
     kept = np.setdiff1d(np.arange(len(labels)), out)
-    means, _ = class_prototypes(features[kept], labels[kept], classes)
-    rest = jnp.abs(features[kept] - means[labels[kept]]).max()
+    known = checks.rows(features, kept)
+    means, _ = class_prototypes(known, labels[kept], classes)
+    rest, largest = _deviation(known, means, labels[kept])
     # Float32 means of equal features differ from them in the last digits.
-    if float(rest) <= 1e-5 * float(jnp.abs(features).max()):
+    if float(rest) <= 1e-5 * float(largest):
         return [], ["features do not vary within classes"]
     judged = out[np.unique(np.linspace(0, len(out) - 1, JUDGED).astype(int))]
     predicted = logits[judged].argmax(axis=1)
-    nearest = np.asarray(distances_to(features[judged], means)).argmin(axis=1)
+    points = checks.rows(features, judged)
+    nearest = np.asarray(_distances(points, means)).argmin(axis=1)
     share = float((nearest == predicted).mean())
     said = (
         f"of {len(judged)} training samples left out {share:.1%} lie nearest to the mean of the "
@@ -270,10 +284,10 @@ def _chosen(
     if share >= AGREEMENT:
         explained = said.format("no less") + ": class means explain them"
         return ["grood", "mahalanobis++"], [explained]
-    own = Training(rows_of(training.outputs, kept, ()), training.labels[kept])
+    own = Training(rows_of(training.outputs, kept, ()), checks.rows(training.labels, kept))
     gaussians = fit_class_gaussians("auto", own, shrinkage=SHRINKAGE)
-    points = product(features[judged] - gaussians.center[None, :], gaussians.whitening)
-    nearest = np.asarray(distances_to(points, gaussians.means)).argmin(axis=1)
+    points = product(points - gaussians.center[None, :], gaussians.whitening)
+    nearest = np.asarray(_distances(points, gaussians.means)).argmin(axis=1)
     with_covariance = float((nearest == predicted).mean())
     helps = 1 - with_covariance <= (1 - EXPLAINED) * (1 - share)
     lines = [

@@ -304,7 +304,11 @@ def _require_logits(
     rows = np.unique(np.linspace(0, count - 1, HEAD_ROWS).astype(int))
     h, z, w, b = (
         np.asarray(array, np.float64)
-        for array in (outputs.features[rows], outputs.logits[rows], weights, bias)
+        for array in (
+            *(checks.rows(own, rows) for own in (outputs.features, outputs.logits)),
+            weights,
+            bias,
+        )
     )
     given = h @ w + b
     # Rounding errors of the products add up like random numbers; that of the sum comes once.

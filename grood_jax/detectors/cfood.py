@@ -76,7 +76,7 @@ def cfood(*, sampling_ratio: float = 0.1, share: float = 0.01) -> Detector:
                 f"sampling_ratio is {sampling_ratio}; expected a share that leaves at least 2 of "
                 f"{len(features)} training samples"
             )
-        return _state(unit_rows(features[rows]))
+        return _state(unit_rows(checks.rows(features, rows)))
 
     def score(state: CfoodState, outputs: Outputs) -> Float[Array, " b"]:
         units = unit_rows(jnp.asarray(outputs.features))

@@ -153,7 +153,7 @@ def fit_members(
     """
     fitted_on = rows_of(training.outputs, kept, {need for m in members for need in m.fit_needs})
     apart = rows_of(training.outputs, out, {need for m in members for need in m.needs})
-    labels = training.labels[kept]
+    labels = checks.rows(training.labels, kept)
     states, calibration = [], []
     for member, scorer, own_key in zip(members, scorers, _keys(members, key), strict=True):
         own = Training(
@@ -165,7 +165,7 @@ def fit_members(
         )
         states.append(member.fit(own, own_key))
         calibration.append(_calibration(member.name, _scores(scorer, states[-1], apart)))
-    return CombineState(tuple(states), jnp.stack(calibration))
+    return CombineState(tuple(states), checks.placed(np.stack(calibration)))
 
 
 def _require_two(count: int) -> None:
@@ -176,14 +176,14 @@ def _require_two(count: int) -> None:
         )
 
 
-def _calibration(name: str, scores: Float[Array, " n"]) -> Float[Array, " n"]:
+def _calibration(name: str, scores: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Scores of the held-out samples, ascending; refuses NaN."""
-    if missing := int(jnp.isnan(scores).sum()):
+    if missing := int(np.isnan(scores).sum()):
         raise ValueError(
             f"{name} scores {missing} of {len(scores)} held-out training samples NaN; expected "
             "numbers"
         )
-    return jnp.sort(scores)
+    return np.sort(scores)
 
 
 def _checked(members: Sequence[Detector]) -> tuple[Detector, ...]:
@@ -250,27 +250,25 @@ def _keys(members: Sequence[Detector], key: Array) -> list[Array]:
     ]
 
 
-def rows_of(
-    outputs: Outputs, rows: Int[np.ndarray, " r"] | slice, needs: Collection[Need]
-) -> Outputs:
+def rows_of(outputs: Outputs, rows: Int[np.ndarray, " r"], needs: Collection[Need]) -> Outputs:
     """Some rows of the outputs. Only what is needed: anything more would be copied for nothing."""
     extra = {need: value for need, value in outputs.extra.items() if need in needs}
-    return jax.tree.map(lambda array: array[rows], Outputs(outputs.features, outputs.logits, extra))
+    own = Outputs(outputs.features, outputs.logits, extra)
+    return jax.tree.map(lambda array: checks.rows(array, rows), own)
 
 
 def _scores(
     scorer: Callable[[Any, Outputs], Array], state: Any, outputs: Outputs
-) -> Float[Array, " n"]:
+) -> Float[np.ndarray, " n"]:
     count = len(outputs.logits)
     block = min(SCORED_ROWS, count)
     parts = []
     for start in range(0, count, block):
         # The last block reaches back into the one before: one shape, one compilation.
         first = min(start, count - block)
-        own = rows_of(outputs, slice(first, first + block), outputs.extra)
-        scores = scorer(state, own)
-        parts.append(jnp.asarray(scores, jnp.float32)[start - first :])
-    return jnp.concatenate(parts)
+        own = rows_of(outputs, np.arange(first, first + block), outputs.extra)
+        parts.append(np.asarray(scorer(state, own), np.float32)[start - first :])
+    return np.concatenate(parts)
 
 
 @partial(jax.jit, static_argnames="how")

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from grood_jax.backbone.outputs import Outputs
 from grood_jax.detectors._probabilities import log_probabilities
 from grood_jax.detectors.base import Detector, Training
 from grood_jax.maths.prototypes import class_prototypes
+from grood_jax.support import checks
 
 
 @jax.tree_util.register_dataclass
@@ -47,16 +48,9 @@ def kl_matching() -> Detector:
         del key
         logits = jnp.asarray(training.outputs.logits)
         classes = logits.shape[1]
-        templates, counts = class_prototypes(
-            jax.nn.softmax(logits, axis=1), logits.argmax(axis=1), classes
-        )
-        # Own class apart, as one less the others: near 1 it has no digits left to take the
-        # logarithm of.
-        own = jnp.eye(classes, dtype=bool)
-        others = jnp.where(own, 0.0, templates).sum(axis=1, keepdims=True)
-        floored = jnp.maximum(templates, jnp.finfo(jnp.float32).tiny)
-        log_templates = jnp.where(own, jnp.log1p(-others), jnp.log(floored))
-        return KLMatchingState(log_templates[np.flatnonzero(counts)])
+        probabilities, predicted = _predicted(logits)
+        templates, counts = class_prototypes(probabilities, predicted, classes)
+        return KLMatchingState(checks.rows(_logarithms(templates), np.flatnonzero(counts)))
 
     def score(state: KLMatchingState, outputs: Outputs) -> Float[Array, " b"]:
         log_p = log_probabilities(outputs.logits)
@@ -65,3 +59,17 @@ def kl_matching() -> Detector:
         return jnp.maximum((p * log_p).sum(axis=1) + cross.min(axis=1), 0.0)
 
     return Detector("kl_matching", fit, score)
+
+
+@jax.jit
+def _predicted(logits: Float[Array, "n c"]) -> tuple[Float[Array, "n c"], Int[Array, " n"]]:
+    return jax.nn.softmax(logits, axis=1), logits.argmax(axis=1)
+
+
+@jax.jit
+def _logarithms(templates: Float[Array, "c c"]) -> Float[Array, "c c"]:
+    """Own class apart, as one less the others: near 1 it has no digits left for a logarithm."""
+    own = jnp.eye(len(templates), dtype=bool)
+    others = jnp.where(own, 0.0, templates).sum(axis=1, keepdims=True)
+    floored = jnp.maximum(templates, jnp.finfo(jnp.float32).tiny)
+    return jnp.where(own, jnp.log1p(-others), jnp.log(floored))

@@ -41,7 +41,8 @@ def knn(*, k: int = 50, sampling_ratio: float = 1.0) -> Detector:
 
     def fit(training: Training, key: Array) -> Bank:
         features = training_features(training, None)
-        return build_bank(unit_rows(features[rows_of_bank(key, len(features), sampling_ratio, k)]))
+        rows = rows_of_bank(key, len(features), sampling_ratio, k)
+        return build_bank(unit_rows(checks.rows(features, rows)))
 
     def score(state: Bank, outputs: Outputs) -> Float[Array, " b"]:
         return search(unit_rows(jnp.asarray(outputs.features)), state, k)

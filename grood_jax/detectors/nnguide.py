@@ -1,6 +1,7 @@
 """NNGuide: energy, guided by the nearest training features (arXiv 2309.14888)."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -75,12 +76,9 @@ def nnguide(*, k: int = 100, sampling_ratio: float | None = None) -> Detector:
         if ratio is None:
             ratio = min(1.0, max(LEAST_RATIO, 10 * k / len(features)))
         chosen = rows_of_bank(key, len(features), ratio, k)
-        energies = jax.nn.logsumexp(jnp.asarray(training.outputs.logits)[chosen], axis=1)
-        rows = unit_rows(features[chosen]) * energies[:, None]
-        blocks = -(-len(rows) // BANK_ROWS)
-        length = -(-len(rows) // blocks)
-        padded = jnp.pad(rows, ((0, blocks * length - len(rows)), (0, 0)))
-        return NNGuideState(padded.reshape(blocks, length, -1), jnp.int32(len(rows)))
+        logits = jnp.asarray(training.outputs.logits)
+        bank = _bank(checks.rows(features, chosen), checks.rows(logits, chosen), BANK_ROWS)
+        return NNGuideState(bank, jnp.int32(len(chosen)))
 
     def score(state: NNGuideState, outputs: Outputs) -> Float[Array, " b"]:
         queries = unit_rows(jnp.asarray(outputs.features))
@@ -102,3 +100,14 @@ def nnguide(*, k: int = 100, sampling_ratio: float | None = None) -> Detector:
         return -energy * best.mean(axis=1)
 
     return Detector("nnguide", fit, score, {"k": k, "sampling_ratio": sampling_ratio})
+
+
+@partial(jax.jit, static_argnames="most")
+def _bank(
+    features: Float[Array, "m d"], logits: Float[Array, "m c"], most: int
+) -> Float[Array, "g r d"]:
+    """Unit features times their energies, in blocks of so many at most, padded with zeros."""
+    rows = unit_rows(features) * jax.nn.logsumexp(logits, axis=1)[:, None]
+    blocks = -(-len(rows) // most)
+    length = -(-len(rows) // blocks)
+    return jnp.pad(rows, ((0, blocks * length - len(rows)), (0, 0))).reshape(blocks, length, -1)

@@ -1,6 +1,7 @@
 """Relation: how much of the training set a sample is like, in features and probabilities."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -66,15 +67,8 @@ def relation(
     def fit(training: Training, key: Array) -> RelationState:
         features = training_features(training, None)
         rows = rows_of_bank(key, len(features), sampling_ratio, 1)
-        units = unit_rows(features[rows])
-        probabilities = jax.nn.softmax(jnp.asarray(training.outputs.logits)[rows], axis=1)
-        groups = -(-len(rows) // BLOCK_ROWS)
-        length = -(-len(rows) // groups)
-        padding = ((0, groups * length - len(rows)), (0, 0))
-        blocks = (
-            jnp.pad(part, padding).reshape(groups, length, -1) for part in (units, probabilities)
-        )
-        return RelationState(*blocks)
+        logits = jnp.asarray(training.outputs.logits)
+        return _state(checks.rows(features, rows), checks.rows(logits, rows), BLOCK_ROWS)
 
     def score(state: RelationState, outputs: Outputs) -> Float[Array, " b"]:
         units = unit_rows(jnp.asarray(outputs.features))
@@ -90,3 +84,13 @@ def relation(
     options = {"power": power, "threshold": threshold, "sampling_ratio": sampling_ratio}
     grid = {"power": (1, 2, 4, 6, 8)}
     return Detector("relation", fit, score, options, grid=grid, fit_key=sampling_ratio)
+
+
+@partial(jax.jit, static_argnames="most")
+def _state(features: Float[Array, "m d"], logits: Float[Array, "m c"], most: int) -> RelationState:
+    count = len(features)
+    groups = -(-count // most)
+    length = -(-count // groups)
+    padding = ((0, groups * length - count), (0, 0))
+    parts = unit_rows(features), jax.nn.softmax(logits, axis=1)
+    return RelationState(*(jnp.pad(part, padding).reshape(groups, length, -1) for part in parts))

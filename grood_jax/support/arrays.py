@@ -108,7 +108,9 @@ def classes(name: str, labels: Any, count: int, shape: Sequence[Any]) -> jax.Arr
     ):
         raise ValueError(f"{name} has shape {tuple(array.shape)}; expected {_written(shape)}")
     if not isinstance(array, jax.core.Tracer) and array.size:
-        low, high = int(array.min()), int(array.max())
+        # By NumPy, which compiles nothing.
+        values = np.asarray(array)
+        low, high = int(values.min()), int(values.max())
         if low < 0 or high >= count:
             outside = low if low < 0 else high
             raise ValueError(f"{name} holds {outside}; expected classes from 0 to {count - 1}")
