@@ -10,7 +10,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from grood_jax.backbone.outputs import Mix, Outputs
-from grood_jax.detectors._statistics import warn_of_classes
+from grood_jax.detectors._statistics import (
+    fit_class_gaussians,
+    product,
+    unit_rows,
+    warn_of_classes,
+)
 from grood_jax.detectors.base import (
     Detector,
     MixedTraining,
@@ -28,9 +33,13 @@ from grood_jax.support import checks
 
 OODPrototype = Literal["mixup", "noise", "raw-noise", "validation", "prototype-mean"]
 Score = Literal["distance", "norm"]
+Space = Literal["raw", "normalized", "whitened"]
 
 SOURCES: tuple[OODPrototype, ...] = get_args(OODPrototype)
 ADVICE = " (pass present_classes to leave classes out, --present-classes data on the command line)"
+SHRINKAGE = 0.5
+"""Of the covariance that whitens, towards its mean eigenvalue."""
+
 NOISE_IMAGES = 1000
 NOISE_GROUP = 100
 NOISE_KEPT = 10
@@ -58,17 +67,21 @@ class GroodState:
       ood_prototype: ``p_ood``, (D,) float32; (M, D) of M sources.
       bank: gradients of correctly classified training samples, (R, D) or (R, M D), ready for
         searching; None where the score is the norm.
+      whitening: the origin, (D,) float32, and the matrix, (D, r) float32, by which features are
+        brought to a whitened space, where prototypes have r numbers; None in the others.
     """
 
     class_prototypes: Float[Array, "c d"]
     ood_prototype: Float[Array, "*m d"]
     bank: Bank | ShardedBank | None
+    whitening: tuple[Float[Array, " d"], Float[Array, "d r"]] | None = None
 
 
 def grood(
     *,
     ood_prototype: OODPrototype | Sequence[OODPrototype] = "mixup",
     score: Score = "distance",
+    space: Space = "raw",
     k: int = 1,
     mixup_weight: float = 0.5,
     mixup_samples: int = 10_000,
@@ -101,6 +114,9 @@ def grood(
         many OOD prototypes.
       score: ``"distance"`` to the bank, as above, or ``"norm"``: ``‖g(x)‖₂``, the share of the OOD
         prototypes in the softmax, for which there is no bank.
+      space: where prototypes and samples lie. ``"raw"``: features as they are, the paper's;
+        ``"normalized"``: divided by their norms; ``"whitened"``: less their mean, in coordinates
+        where the covariance within classes, half of it its mean eigenvalue, is the identity.
       k: the score is the distance to the k-th nearest gradient.
       mixup_weight: λ on the sample for ``"mixup"``.
       mixup_samples: how many training samples are mixed for ``"mixup"``, drawn at random.
@@ -131,6 +147,7 @@ def grood(
     options = {
         "ood_prototype": ood_prototype,
         "score": score,
+        "space": space,
         "k": k,
         "mixup_weight": mixup_weight,
         "mixup_samples": mixup_samples,
@@ -153,7 +170,7 @@ def grood(
         "prototype-mean": None,
     }
     mix = Mix(interpolate_classes, interpolate_weight, present) if interpolate else None
-    own = _Grood(chosen, score, k, farthest_fifth, sampling_ratio, bank_dtype, mix, present)
+    own = _Grood(chosen, score, space, k, farthest_fifth, sampling_ratio, bank_dtype, mix, present)
     asked = tuple(kind for kind in map(kinds.get, chosen) if kind is not None)
     return Detector(
         "grood",
@@ -186,6 +203,7 @@ def _checked_sources(given: Any) -> tuple[OODPrototype, ...]:
 
 def _check_options(options: Mapping[str, Any], sources: Sequence[str]) -> None:
     checks.choice("score", options["score"], get_args(Score))
+    checks.choice("space", options["space"], get_args(Space))
     for name in ("k", "mixup_samples", "interpolate_classes"):
         checks.at_least(name, options[name], 1)
     for name in ("mixup_weight", "interpolate_weight"):
@@ -232,6 +250,7 @@ class _Grood:
 
     sources: tuple[OODPrototype, ...]
     by: Score
+    space: Space
     k: int
     farthest_fifth: bool
     sampling_ratio: float
@@ -270,39 +289,82 @@ class _Grood:
 
     def fit(self, training: Training, key: Array) -> GroodState:
         """Prototypes, and the bank where there is one."""
-        features, logits = training.outputs.features, training.outputs.logits
-        prototypes, counts = class_prototypes(features, training.labels, logits.shape[1])
+        logits, counts = training.outputs.logits, np.bincount(np.asarray(training.labels))
+        counts = np.pad(counts, (0, logits.shape[1] - len(counts)))
         require_classes("sample", counts, self.present or None, ADVICE)
+        whitening = self._whitening(training, counts)
+        features = _brought(training.outputs.features, self.space, whitening)
+        prototypes, _ = class_prototypes(features, training.labels, logits.shape[1])
         if self.present:
             prototypes = prototypes[np.asarray(self.present)]
         if self.by == "norm":
             self._require_others(logits.shape[1])
-            return GroodState(prototypes, self._centers(prototypes, training.ood), None)
+            center = self._centers(prototypes, training.ood, whitening)
+            return GroodState(prototypes, center, None, whitening)
         chosen = self.rows(training, key)
-        center = self._centers(prototypes, training.ood)
+        center = self._centers(prototypes, training.ood, whitening)
         sample = _flat_gradients(checks.rows(features, chosen), prototypes, center)
         if self.mix is not None:
             if training.mixed is None:
                 raise ValueError("training.mixed is None; expected mixed features (R, K, D)")
-            sample = sample + _mixed_gradients(training.mixed, prototypes, center)
-        return GroodState(prototypes, center, build_bank(sample, dtype=self.bank_dtype))
+            mixed = _brought(training.mixed, self.space, whitening)
+            sample = sample + _mixed_gradients(mixed, prototypes, center)
+        bank = build_bank(sample, dtype=self.bank_dtype)
+        return GroodState(prototypes, center, bank, whitening)
+
+    def _whitening(
+        self, training: Training, counts: Int[np.ndarray, " c"]
+    ) -> tuple[Float[Array, " d"], Float[Array, "d r"]] | None:
+        """What brings features to the whitened space; None for the others."""
+        if self.space != "whitened":
+            return None
+        # Classes that have no sample have no mean, and do not count.
+        places = np.cumsum(counts > 0) - 1
+        labels = checks.placed(places[np.asarray(training.labels)].astype(np.int32))
+        logits = checks.placed(np.zeros((len(labels), places[-1] + 1), np.float32))
+        own = Training(Outputs(training.outputs.features, logits), labels)
+        found = fit_class_gaussians("grood", own, shrinkage=SHRINKAGE)
+        return found.center, found.whitening
 
     def _centers(
-        self, prototypes: Float[Array, "c d"], ood: Outputs | tuple[Outputs | None, ...] | None
+        self,
+        prototypes: Float[Array, "c d"],
+        ood: Outputs | tuple[Outputs | None, ...] | None,
+        whitening: tuple[Array, Array] | None,
     ) -> Float[Array, "*m d"]:
         """The OOD prototype of one source, (D,), or of each of several, (M, D)."""
         given = iter(ood if isinstance(ood, tuple) else (ood,))
         centers = [
             prototypes.mean(axis=0)
             if source == "prototype-mean"
-            else _ood_prototype(prototypes, next(given, None), source, self.farthest_fifth)
+            else self._of_ood(prototypes, next(given, None), source, whitening)
             for source in self.sources
         ]
         return jnp.stack(centers) if len(centers) > 1 else centers[0]
 
+    def _of_ood(
+        self,
+        prototypes: Float[Array, "c d"],
+        ood: Outputs | None,
+        source: OODPrototype,
+        whitening: tuple[Array, Array] | None,
+    ) -> Float[Array, " d"]:
+        if ood is None or len(ood.features) == 0:
+            raise ValueError(
+                f"training.ood is empty; expected outputs for ood_prototype {source!r}"
+            )
+        features = checks.finite("training.ood.features", checks.placed(ood.features))
+        features = _brought(features, self.space, whitening)
+        if source in ("noise", "raw-noise"):
+            features = features[least_like_training(checks.placed(ood.logits))]
+        elif self.farthest_fifth:
+            nearest = distances_to(features, prototypes).min(axis=1)
+            features = features[jax.lax.top_k(nearest, max(1, len(features) // 5))[1]]
+        return features.mean(axis=0)
+
     def score(self, state: GroodState, outputs: Outputs) -> Float[Array, " b"]:
         """Distances to the k-th nearest gradient of the bank, or the gradients' norms."""
-        compared = _compared(self.mix, state, outputs)
+        compared = _compared(self.mix, self.space, state, outputs)
         if state.bank is None:
             return jax.vmap(distance, (0, None))(compared, jnp.zeros(compared.shape[1]))
         return search(compared, state.bank, self.k)
@@ -322,7 +384,25 @@ def compared_gradients(
       Gradients, (B, D) float32, or of M OOD prototypes (B, M D).
     """
     mix = next((need for need in detector.needs if isinstance(need, Mix)), None)
-    return _compared(mix, state, outputs)
+    return _compared(mix, detector.options["space"], state, outputs)
+
+
+def _brought(
+    features: Float[Array | np.ndarray, "*b d"],
+    space: Space,
+    whitening: tuple[Float[Array, " d"], Float[Array, "d r"]] | None,
+) -> Float[Array, "*b r"]:
+    """Features in the space where prototypes lie."""
+    rows = checks.placed(features)
+    if space == "raw":
+        return rows
+    rows = rows.reshape(-1, rows.shape[-1])
+    if whitening is None:
+        rows = unit_rows(rows)
+    else:
+        center, matrix = whitening
+        rows = product(rows - center[None, :], matrix)
+    return rows.reshape(*features.shape[:-1], rows.shape[1])
 
 
 def _flat_gradients(
@@ -335,12 +415,16 @@ def _flat_gradients(
     return found.reshape(len(found), ood_prototype.size)
 
 
-def _compared(mix: Mix | None, state: GroodState, outputs: Outputs) -> Float[Array, "b g"]:
-    features, prototypes, center = outputs.features, state.class_prototypes, state.ood_prototype
+def _compared(
+    mix: Mix | None, space: Space, state: GroodState, outputs: Outputs
+) -> Float[Array, "b g"]:
+    prototypes, center = state.class_prototypes, state.ood_prototype
+    features = _brought(outputs.features, space, state.whitening)
     sample = _flat_gradients(features, prototypes, center)
     if mix is None:
         return sample
-    return sample + _mixed_gradients(jnp.asarray(outputs.extra[mix]), prototypes, center)
+    mixed = _brought(jnp.asarray(outputs.extra[mix]), space, state.whitening)
+    return sample + _mixed_gradients(mixed, prototypes, center)
 
 
 def _mixed_gradients(
@@ -351,23 +435,6 @@ def _mixed_gradients(
     """The gradient of the mean loss of each sample's mixed copies."""
     flat = _flat_gradients(mixed.reshape(-1, mixed.shape[-1]), prototypes, ood_prototype)
     return flat.reshape(*mixed.shape[:2], ood_prototype.size).mean(axis=1)
-
-
-def _ood_prototype(
-    prototypes: Float[Array, "c d"],
-    ood: Outputs | None,
-    source: OODPrototype,
-    farthest_fifth: bool,
-) -> Float[Array, " d"]:
-    if ood is None or len(ood.features) == 0:
-        raise ValueError(f"training.ood is empty; expected outputs for ood_prototype {source!r}")
-    features = checks.finite("training.ood.features", checks.placed(ood.features))
-    if source in ("noise", "raw-noise"):
-        features = features[least_like_training(checks.placed(ood.logits))]
-    elif farthest_fifth:
-        nearest = distances_to(features, prototypes).min(axis=1)
-        features = features[jax.lax.top_k(nearest, max(1, len(features) // 5))[1]]
-    return features.mean(axis=0)
 
 
 def least_like_training(logits: Float[Array, "m c"]) -> Int[Array, " r"]:

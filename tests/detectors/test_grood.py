@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import grood_jax as gj
 from grood_jax.data import Batch
 from grood_jax.detectors import GroodState, MixedTraining, Noise, Training, Validation, grood
-from grood_jax.detectors.grood import least_like_training
+from grood_jax.detectors.grood import compared_gradients, least_like_training
 from grood_jax.evaluation import fitting
 
 pytestmark = pytest.mark.usefixtures("bounded")
@@ -151,6 +151,70 @@ def test_several_prototypes_share_a_softmax(key, by):
         np.testing.assert_allclose(rows_of(state), bank, rtol=0, atol=1e-6)
         expected = kth_nearest(queries, bank, 1)
     np.testing.assert_allclose(detector.score(state, test), expected, rtol=1e-4, atol=1e-6)
+
+
+def of_length_one(features, data):
+    del data
+    return f64(features) / np.linalg.norm(f64(features), axis=-1, keepdims=True)
+
+
+def white(features, data):
+    """``(h − c) Λ^{−1/2} V`` with the covariance about class means, half of it its mean eigenvalue.
+
+    Signs and order of the axes are any: distances do not see them.
+    """
+    known, labels = f64(data.outputs.features), np.asarray(data.labels)
+    present = np.unique(labels)
+    means = class_means(known, labels, present)
+    rest = known - means[np.searchsorted(present, labels)]
+    covariance = rest.T @ rest / len(rest)
+    covariance = 0.5 * covariance + 0.5 * np.trace(covariance) / WIDTH * np.eye(WIDTH)
+    values, axes = np.linalg.eigh(covariance)
+    return (f64(features) - means.mean(axis=0)) @ (axes / np.sqrt(values))
+
+
+@pytest.mark.parametrize(("space", "bring"), [("normalized", of_length_one), ("whitened", white)])
+@pytest.mark.parametrize("present", [None, (0, 2, 3)])
+def test_prototypes_lie_in_the_space_asked_for(key, space, bring, present):
+    data = training(ood_outputs())
+    if present is not None:
+        rows = np.flatnonzero(np.isin(np.asarray(data.labels), present))
+        own = gj.Outputs(data.outputs.features[rows], data.outputs.logits[rows])
+        data = Training(own, data.labels[rows], data.ood)
+    detector = grood(space=space, k=2, present_classes=present)
+    state = detector.fit(data, key)
+    test = outputs(TESTS, 2)[0]
+    known, tried, ood = (bring(part.features, data) for part in (data.outputs, test, data.ood))
+    center = ood.mean(axis=0)
+    prototypes = class_means(known, data.labels, present or range(CLASSES))
+    bank = gradients(known[correct(data)], prototypes, center)
+    expected = kth_nearest(gradients(tried, prototypes, center), bank, 2)
+    np.testing.assert_allclose(detector.score(state, test), expected, rtol=2e-4, atol=1e-6)
+    compared = compared_gradients(detector, state, test)
+    np.testing.assert_allclose(
+        np.linalg.norm(compared, axis=1),
+        np.linalg.norm(gradients(tried, prototypes, center), axis=1),
+        rtol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("space", ["normalized", "whitened"])
+def test_mixed_copies_lie_in_the_space_too(key, space):
+    mixed = jnp.stack([outputs(ROWS, seed)[0].features for seed in (3, 4)], axis=1)
+    options = {"interpolate": True, "interpolate_classes": 2, "space": space}
+    detector = grood(**options, ood_prototype="prototype-mean", score="norm")
+    data = training(mixed=None)
+    state = detector.fit(data, key)
+    need = detector.needs[0]
+    test = replace(outputs(ROWS, 2)[0], extra={need: mixed})
+    alone = grood(ood_prototype="prototype-mean", score="norm", space=space)
+    own = compared_gradients(alone, alone.fit(data, key), test)
+    copies = [
+        compared_gradients(alone, alone.fit(data, key), gj.Outputs(part, test.logits))
+        for part in (mixed[:, 0], mixed[:, 1])
+    ]
+    found = compared_gradients(detector, state, test)
+    np.testing.assert_allclose(found, own + (copies[0] + copies[1]) / 2, rtol=1e-4, atol=1e-6)
 
 
 def test_one_source_in_a_list_is_that_source(key):
@@ -592,6 +656,7 @@ def test_the_bank_of_a_sampled_interpolation_holds_the_rows_that_were_mixed(key)
         ({"ood_prototype": ()}, ValueError, "ood_prototype is (); expected some of mixup, noise"),
         ({"ood_prototype": ["noise"] * 2}, ValueError, "expected some of mixup, noise, raw-noise"),
         ({"score": "size"}, ValueError, "score is 'size'; expected one of distance, norm"),
+        ({"space": "white"}, ValueError, "space is 'white'; expected one of raw, normalized"),
         ({"score": "norm", "k": 5}, ValueError, "k is 5 with score 'norm', for which there is no"),
         ({"score": "norm", "sampling_ratio": 0.5}, ValueError, "sampling_ratio is 0.5 with score"),
         ({"score": "norm", "bank_dtype": "bfloat16"}, ValueError, "bank_dtype is 'bfloat16' with"),
