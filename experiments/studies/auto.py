@@ -174,8 +174,8 @@ class Opened:
         return replace(made, memo=memo)
 
 
-def opened(config: AutoConfig, network: Network) -> Opened:
-    """Finds a network and its sets."""
+def opened(config: AutoConfig, network: Network, words: Sequence[str] = DETECTORS) -> Opened:
+    """Finds a network and its sets, for these detectors."""
     if config.cache_dir is not None:
         config.cache_dir.mkdir(parents=True, exist_ok=True)
     small = network.dataset == "imagenet_small"
@@ -188,7 +188,7 @@ def opened(config: AutoConfig, network: Network) -> Opened:
         skip_missing=True,
         cache_dir=config.cache_dir,
     )
-    wanted = [word for word in DETECTORS if word not in network.without]
+    wanted = [word for word in words if word not in network.without]
     candidates = tuning.create_candidates(wanted, False)
     benchmark, data, place = pipeline.open_sets(own, candidates, Processes(), tell)
     whole = data.train.full if isinstance(data.train, LimitedSet) else data.train
@@ -260,9 +260,9 @@ def summary(rows: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str, Any]:
         ahead = table[words.index("auto")] - table
         entries = {
             word: {
-                "auroc": _mean(table[i], seed),
-                "rank": _mean(ranks[i], seed),
-                "auto ahead by": _mean(ahead[i], seed),
+                "auroc": mean_of(table[i], seed),
+                "rank": mean_of(ranks[i], seed),
+                "auto ahead by": mean_of(ahead[i], seed),
             }
             for i, word in enumerate(words)
         }
@@ -278,8 +278,9 @@ def summary(rows: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str, Any]:
     return found
 
 
-def _mean(values: np.ndarray, seed: int) -> list[float]:
+def mean_of(given: Sequence[float] | np.ndarray, seed: int) -> list[float]:
     """The mean and the ends of its percentile bootstrap interval over settings."""
+    values = np.asarray(given)
     mean = float(values.mean())
     if len(values) < 2 or np.ptp(values) == 0:
         return [mean, mean, mean]

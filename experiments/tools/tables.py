@@ -422,6 +422,34 @@ def parity_markdown(results: dict[str, Any]) -> str:
     return _table(about, results, header, rows)
 
 
+def detector_parity_markdown(results: dict[str, Any]) -> list[str]:
+    """AUROCs of ours and of the peers' code on the same outputs, and what ours take."""
+    header = ["detector", "code", "AUROC", "its AUROC", "differ by", "Spearman's ρ"]
+    header += ["fit, s", "µs a score", "note"]
+    made = []
+    for network, found in results["detector_parity"].items():
+        rows = [
+            [
+                name.split(" (")[0],
+                row["peer"],
+                f"{row['auroc']:.4f}",
+                f"{row['peer_auroc']:.4f}",
+                f"{abs(row['auroc'] - row['peer_auroc']):.0e}",
+                f"{row['spearman']:.6f}",
+                f"{row['fit_seconds']:.2f}",
+                f"{row['score_microseconds']:.1f}",
+                row["note"],
+            ]
+            for name, row in found["detectors"].items()
+        ]
+        about = (
+            f"Detectors beside their authors' code on the same outputs, {found['model']}, {network}"
+        )
+        own = results | {"command": found["command"]}
+        made.append(_table(about, own, header, rows))
+    return made
+
+
 IMAGENET_TRAIN, IMAGENET_MIXED = 1_281_167, 10_000
 IMAGENET_TEST, IMAGENET_OOD = 45_000, 86_000
 """Images of OpenOOD v1.5's imagenet1k; those of the five OOD sets are about as many."""
@@ -524,6 +552,7 @@ MAKERS: dict[str, Callable[[dict[str, Any]], str | list[str]]] = {
     "load": serving_markdown,
     "loader": loader_markdown,
     "parity": parity_markdown,
+    "detector_parity": detector_parity_markdown,
     "plans": cluster_markdown,
     "forward_passes": forward_markdown,
 }
