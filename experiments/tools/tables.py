@@ -450,6 +450,28 @@ def detector_parity_markdown(results: dict[str, Any]) -> list[str]:
     return made
 
 
+def space_markdown(results: dict[str, Any]) -> str:
+    """Mean AUROCs over settings of GROOD in each space, and of each setting."""
+    means = results["space_summary"]
+    spaces = list(next(iter(results["space_settings"].values()))["spaces"])
+    header = ["GROOD", "setting", *(f"{space}, near / far" for space in spaces)]
+    rows = []
+    for word in next(iter(means.values())):
+        found = [
+            [f"{means[group][word][space]['auroc'][0]:.4f}" for group in means] for space in spaces
+        ]
+        rows.append([f"`{word}`", "all", *map(" / ".join, found)])
+        for name, row in results["space_settings"].items():
+            own = [
+                [f"{figures[word]:.4f}" for figures in row["spaces"][space].values()]
+                for space in spaces
+            ]
+            rows.append(["", name, *map(" / ".join, own)])
+    count = len(results["space_settings"])
+    about = f"GROOD by the space of its features, mean AUROC over {count} settings"
+    return _table(about, results, header, rows)
+
+
 IMAGENET_TRAIN, IMAGENET_MIXED = 1_281_167, 10_000
 IMAGENET_TEST, IMAGENET_OOD = 45_000, 86_000
 """Images of OpenOOD v1.5's imagenet1k; those of the five OOD sets are about as many."""
@@ -553,6 +575,7 @@ MAKERS: dict[str, Callable[[dict[str, Any]], str | list[str]]] = {
     "loader": loader_markdown,
     "parity": parity_markdown,
     "detector_parity": detector_parity_markdown,
+    "space_summary": space_markdown,
     "plans": cluster_markdown,
     "forward_passes": forward_markdown,
 }
