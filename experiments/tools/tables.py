@@ -344,14 +344,17 @@ def serving_markdown(results: dict[str, Any]) -> str:
             str(row["batch"]),
             f"{row['forward_images_per_second']:.0f}",
             f"{row['predict_images_per_second']:.0f}",
+            f"{row['predict_images_per_second'] / row['forward_images_per_second']:.2f}",
         ]
         for row in results["bare"]
     ]
+    alone = {row["concurrency"]: row["requests_per_second"] for row in results["http"]}
     load = [
         [
             str(row["concurrency"]),
             str(row["images_per_request"]),
             f"{row['requests_per_second']:.0f}",
+            f"{alone[row['concurrency']]:.0f}" if row["images_per_request"] == 1 else "",
             f"{row['images_per_second']:.0f}",
             f"{row['p50_ms']:.1f}",
             f"{row['p99_ms']:.1f}",
@@ -366,7 +369,7 @@ def serving_markdown(results: dict[str, Any]) -> str:
             _table(
                 f"{about}: no server",
                 results,
-                ["images at once", "forward pass, images/s", "whole prediction, images/s"],
+                ["images at once", "forward pass, images/s", "whole prediction, images/s", "share"],
                 bare,
             ),
             _table(
@@ -376,6 +379,7 @@ def serving_markdown(results: dict[str, Any]) -> str:
                     "connections",
                     "images a request",
                     "requests/s",
+                    "of HTTP alone",
                     "images/s",
                     "p50, ms",
                     "p99, ms",
