@@ -401,10 +401,34 @@ def loader_markdown(results: dict[str, Any]) -> str:
     rows = [
         [name, str(found["images"])]
         + [f"{found['by_threads'][number]['images_per_second']:.0f}" for number in threads]
+        + [f"{found['by_threads'][threads[0]]['images_per_core_second']:.0f}"]
         for name, found in results["loader"].items()
     ]
-    header = ["source", "images", *(f"{number}, images/s" for number in threads)]
-    return _table("Reading, decoding, resizing, normalising", results, header, rows)
+    header = ["source", "images", *(f"{number}, images/s" for number in threads), "a core's time"]
+    alone = [
+        [name, f"{found['images_per_second']:.0f}", f"{found['images_per_core_second']:.0f}"]
+        for name, found in results["steps"].items()
+    ]
+    passes = [
+        [name, f"{found['images_per_second']:.0f}"] for name, found in results["passes"].items()
+    ]
+    return "\n\n".join(
+        [
+            _table("Reading, decoding, resizing", results, header, rows),
+            _table(
+                "Steps of reading alone, one thread",
+                results,
+                ["step", "images/s", "a core's time"],
+                alone,
+            ),
+            _table(
+                "ResNet-20's pass over cifar10, batches of 256",
+                results,
+                ["images", "images/s"],
+                passes,
+            ),
+        ]
+    )
 
 
 def parity_markdown(results: dict[str, Any]) -> str:
