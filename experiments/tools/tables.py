@@ -460,7 +460,7 @@ def plan_markdown(
 ) -> str:
     """How long imagenet1k takes, stage by stage, worked out from measured rates."""
     (read,) = (row for name, row in loader["loader"].items() if "JPEG" in name)
-    reading = max(rate["images_per_second"] for rate in read["by_threads"].values())
+    reading = max(rate["images_per_core_second"] for rate in read["by_threads"].values())
     forward = max(
         row["images_per_second"]["grood-jax"]["median"]
         for row in models["forward_passes"]
@@ -481,7 +481,7 @@ def plan_markdown(
     rows.insert(2, ["bank of all training gradients", f"{IMAGENET_TRAIN:,}", "", ""])
     rows[2][3] = _time(bank["build_seconds"])
     rows.append(["search in it", f"{tested:,}", "", _time(scoring)])
-    rates = f"{reading:.0f} images/s read, {forward:.0f} in forward passes"
+    rates = f"{reading:.0f} images/s read by a core, {forward:.0f} in forward passes"
     header = ["stage", "images", "reading", "computing"]
     return "\n".join(
         [
@@ -514,6 +514,38 @@ def forward_markdown(results: dict[str, Any]) -> str:
     header += ["PyTorch's time / ours", "of the fastest runs"] if compared else []
     header.append("largest difference")
     return _table("Forward pass, images/s", results, header, rows)
+
+
+def training_markdown(results: dict[str, Any]) -> str:
+    """ResNet-20's training step and forward pass beside PyTorch's, in the time of cores."""
+    rows = []
+    for row in results["training_steps"]:
+        for what in ("step", "forward"):
+            taken = {name: own["median"] for name, own in row[f"{what}_milliseconds"].items()}
+            theirs = taken.pop("PyTorch")
+            for name, own in taken.items():
+                cells = [f"{own:.0f}", f"{theirs:.0f}", f"{theirs / own:.2f} ×"]
+                rows.append([f"{what}, {name}", str(row["batch"]), *cells])
+    header = ["ResNet-20", "batch", "ms of a core", "PyTorch's", "PyTorch's time / ours"]
+    cores = f"time of cores, {results['cores_used']} used"
+    alone = [
+        [
+            f"{row['what']}, {row['side']} × {row['side']}, {row['channels']} channels",
+            *(f"{row['gflops'][who]:.0f}" for who in ("XLA", "PyTorch")),
+        ]
+        for row in results["convolutions"]
+    ]
+    return "\n\n".join(
+        [
+            _table(f"Training step and forward pass, {cores}", results, header, rows),
+            _table(
+                f"Convolutions 3 × 3 of 128 images, GFLOP/s, {cores}",
+                results,
+                ["convolution", "XLA", "PyTorch"],
+                alone,
+            ),
+        ]
+    )
 
 
 def cluster_markdown(results: dict[str, Any]) -> list[str]:
@@ -554,6 +586,7 @@ MAKERS: dict[str, Callable[[dict[str, Any]], str | list[str]]] = {
     "parity": parity_markdown,
     "plans": cluster_markdown,
     "forward_passes": forward_markdown,
+    "training_steps": training_markdown,
 }
 """Tables by the entry of a results file that they show."""
 
