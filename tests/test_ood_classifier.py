@@ -230,6 +230,14 @@ def test_the_nearest_training_samples(fitted):
     assert fitted.nearest(images[:0], k=3)[0].shape == (0, 3)
 
 
+def test_both_answers_are_those_of_each_alone(fitted):
+    images = tiny.images(300, 6)
+    prediction, classes, distances = fitted.predict_and_nearest(images, k=3)
+    np.testing.assert_array_equal(prediction.score, fitted.predict(images).score)
+    for found, alone in zip((classes, distances), fitted.nearest(images, k=3), strict=True):
+        np.testing.assert_array_equal(found, alone)
+
+
 def test_a_function_gives_training_batches_too(fitted, key):
     pairs = tiny.pairs(TRAIN, 0)
     images, labels = (np.concatenate(parts) for parts in zip(*pairs, strict=True))

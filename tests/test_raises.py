@@ -549,6 +549,11 @@ DOORS: dict[str, Callable[[Path], dict[str, Any]]] = {
         "images": tiny.images(2, 0),
         "k": 2,
     },
+    "deploying.ood_classifier.OODClassifier.predict_and_nearest": lambda home: {
+        "self": classifier(),
+        "images": tiny.images(2, 0),
+        "k": 2,
+    },
     "deploying.ood_classifier.OODClassifier.save": lambda home: {
         "self": classifier(),
         "path": unused(home),

@@ -3,12 +3,14 @@
 python experiments/benchmarks/serving.py [DIRECTORY]
 
 The directory is one of python -m grood_jax.fit; without one, the digits' is made. First, in this
-process, the network alone and the whole prediction run on batches of every size that the server
-compiles. Then the server runs as a process of its own, and clients in processes of theirs send
-random pixels over loopback, each connection a request as soon as it has the answer to the last:
-first PNGs of one image, then arrays of as many images as the server takes. Clients and server share
-the machine: how many cores each kept busy is reported too. Last, the server is told to stop under
-load: every request that it accepted must have got its answer.
+process, the network alone and the whole prediction take turns on batches of every size that the
+server compiles. Next the clients ask an application that reads the request and answers a constant:
+what HTTP alone costs with this server and these clients. Then the server runs as a process of its
+own, and clients in processes of theirs send random pixels over loopback, each connection a request
+as soon as it has the answer to the last: first PNGs of one image, then arrays of as many images as
+the server takes. Clients and server share the machine: how many cores each kept busy is reported
+too. Last, the server is told to stop under load: every request that it accepted must have got its
+answer.
 """
 
 import asyncio
@@ -52,8 +54,8 @@ from grood_jax.support.progress import tell
 BODIES = 16
 """Different images that a client sends in turn."""
 
-BARE_SECONDS = 0.5
-"""For each batch size, after the first run."""
+BARE_SECONDS = 2.0
+"""For each batch size, after the first runs."""
 
 Address = tuple[str, int]
 
@@ -221,37 +223,79 @@ def measure_bare(deployed: Deployment, max_batch: int) -> list[dict[str, Any]]:
         shape = (size, wanted.image_size, wanted.image_size, wanted.channels)
         pixels = rng.integers(0, 256, shape, np.uint8)
         images = jax.device_put(wanted.normalize(pixels))
+        forward_seconds, predict_seconds = _medians(
+            lambda x=images: jax.block_until_ready(forward(backbone, x)),
+            lambda x=pixels: deployed.predict(x),
+        )
         found.append(
             {
                 "batch": size,
-                "forward_images_per_second": size
-                / _median(lambda x=images: jax.block_until_ready(forward(backbone, x))),
-                "predict_images_per_second": size / _median(lambda x=pixels: deployed.predict(x)),
+                "forward_images_per_second": size / forward_seconds,
+                "predict_images_per_second": size / predict_seconds,
             }
         )
     return found
 
 
-def _median(run: Callable[[], Any]) -> float:
-    run()
-    seconds: list[float] = []
-    end = time.perf_counter() + BARE_SECONDS
-    while (start := time.perf_counter()) < end or not seconds:
+def _medians(*runs: Callable[[], Any]) -> list[float]:
+    """Seconds of each, in turn."""
+    for run in runs:
         run()
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds))
+    seconds: list[list[float]] = [[] for _ in runs]
+    end = time.perf_counter() + BARE_SECONDS
+    while time.perf_counter() < end or not seconds[0]:
+        for run, own in zip(runs, seconds, strict=True):
+            start = time.perf_counter()
+            run()
+            own.append(time.perf_counter() - start)
+    return [float(np.median(own)) for own in seconds]
+
+
+async def constant(scope: Any, receive: Any, send: Any) -> None:
+    """An ASGI application that does nothing but HTTP."""
+    while (await receive()).get("more_body"):
+        pass
+    body = b'{"class": 1, "name": "1", "score": 0.5, "p_value": 0.5, "is_ood": false}'
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def measure_http(
+    clients: "Clients", bodies: Sequence[bytes], config: BenchmarkConfig
+) -> list[dict[str, Any]]:
+    """Requests per second of `constant`, by concurrency."""
+    words = ["-m", "uvicorn", "serving:constant", "--app-dir", str(Path(__file__).parent)]
+    options = ["--port", "0", "--http", "h11", "--lifespan", "off", "--no-access-log"]
+    found = []
+    with _started([*words, *options], r".*running on http://([^:]+):(\d+)") as (_, address):
+        for level in config.concurrency:
+            sent = clients.start(address, bodies, level, config.seconds / 2, config.requests)()
+            rate = len(sent.seconds) / sent.wall
+            found.append({"concurrency": level, "requests_per_second": rate})
+    return found
 
 
 @contextmanager
 def server(directory: Path, max_batch: int) -> Iterator[tuple[subprocess.Popen[str], Address]]:
     """The real server, ready."""
     words = ["-m", "grood_jax.serve", str(directory), "--port", "0", "--max-batch", str(max_batch)]
+    with _started(words, r"ready at http://(\S+):(\d+)") as started:
+        yield started
+
+
+@contextmanager
+def _started(words: Sequence[str], ready: str) -> Iterator[tuple[subprocess.Popen[str], Address]]:
+    """A process of Python's, when it has said where it listens."""
     process = subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
         said = ""
         for said in process.stderr:
-            if found := re.match(r"ready at http://(\S+):(\d+)", said):
+            if found := re.match(ready, said):
                 yield process, (found[1], int(found[2]))
                 break
         else:
@@ -367,6 +411,8 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(config.clients, mp_context=spawn) as pool:
             clients = Clients(pool, config.clients)
+            tell("HTTP alone")
+            http = measure_http(clients, one, config)
             tell("starting the server")
             with server(directory, config.max_batch) as (process, address):
                 # Processes start when they are first needed.
@@ -397,6 +443,7 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
         "max_batch": config.max_batch,
         "client_processes": config.clients,
         "bare": bare,
+        "http": http,
         "load": load,
         "stop": stop,
     }
@@ -441,6 +488,8 @@ def table(found: Mapping[str, Any]) -> str:
             f"{row['p50_ms']:8.1f} {row['p99_ms']:8.1f} {row['images_per_batch']:15.1f} "
             f"{row['server_cores']:13.2f} {row['client_cores']:13.2f}"
         )
+    lines += ["", f"{'concurrency':>11} {'HTTP alone, requests/s':>23}"]
+    lines += [f"{r['concurrency']:11} {r['requests_per_second']:23.0f}" for r in found["http"]]
     stop = found["stop"]
     lines += [
         "",

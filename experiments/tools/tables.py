@@ -344,14 +344,17 @@ def serving_markdown(results: dict[str, Any]) -> str:
             str(row["batch"]),
             f"{row['forward_images_per_second']:.0f}",
             f"{row['predict_images_per_second']:.0f}",
+            f"{row['predict_images_per_second'] / row['forward_images_per_second']:.2f}",
         ]
         for row in results["bare"]
     ]
+    alone = {row["concurrency"]: row["requests_per_second"] for row in results["http"]}
     load = [
         [
             str(row["concurrency"]),
             str(row["images_per_request"]),
             f"{row['requests_per_second']:.0f}",
+            f"{alone[row['concurrency']]:.0f}" if row["images_per_request"] == 1 else "",
             f"{row['images_per_second']:.0f}",
             f"{row['p50_ms']:.1f}",
             f"{row['p99_ms']:.1f}",
@@ -366,7 +369,7 @@ def serving_markdown(results: dict[str, Any]) -> str:
             _table(
                 f"{about}: no server",
                 results,
-                ["images at once", "forward pass, images/s", "whole prediction, images/s"],
+                ["images at once", "forward pass, images/s", "whole prediction, images/s", "share"],
                 bare,
             ),
             _table(
@@ -376,6 +379,7 @@ def serving_markdown(results: dict[str, Any]) -> str:
                     "connections",
                     "images a request",
                     "requests/s",
+                    "of HTTP alone",
                     "images/s",
                     "p50, ms",
                     "p99, ms",
@@ -397,10 +401,34 @@ def loader_markdown(results: dict[str, Any]) -> str:
     rows = [
         [name, str(found["images"])]
         + [f"{found['by_threads'][number]['images_per_second']:.0f}" for number in threads]
+        + [f"{found['by_threads'][threads[0]]['images_per_core_second']:.0f}"]
         for name, found in results["loader"].items()
     ]
-    header = ["source", "images", *(f"{number}, images/s" for number in threads)]
-    return _table("Reading, decoding, resizing, normalising", results, header, rows)
+    header = ["source", "images", *(f"{number}, images/s" for number in threads), "a core's time"]
+    alone = [
+        [name, f"{found['images_per_second']:.0f}", f"{found['images_per_core_second']:.0f}"]
+        for name, found in results["steps"].items()
+    ]
+    passes = [
+        [name, f"{found['images_per_second']:.0f}"] for name, found in results["passes"].items()
+    ]
+    return "\n\n".join(
+        [
+            _table("Reading, decoding, resizing", results, header, rows),
+            _table(
+                "Steps of reading alone, one thread",
+                results,
+                ["step", "images/s", "a core's time"],
+                alone,
+            ),
+            _table(
+                "ResNet-20's pass over cifar10, batches of 256",
+                results,
+                ["images", "images/s"],
+                passes,
+            ),
+        ]
+    )
 
 
 def parity_markdown(results: dict[str, Any]) -> str:
@@ -482,7 +510,7 @@ def plan_markdown(
 ) -> str:
     """How long imagenet1k takes, stage by stage, worked out from measured rates."""
     (read,) = (row for name, row in loader["loader"].items() if "JPEG" in name)
-    reading = max(rate["images_per_second"] for rate in read["by_threads"].values())
+    reading = max(rate["images_per_core_second"] for rate in read["by_threads"].values())
     forward = max(
         row["images_per_second"]["grood-jax"]["median"]
         for row in models["forward_passes"]
@@ -503,7 +531,7 @@ def plan_markdown(
     rows.insert(2, ["bank of all training gradients", f"{IMAGENET_TRAIN:,}", "", ""])
     rows[2][3] = _time(bank["build_seconds"])
     rows.append(["search in it", f"{tested:,}", "", _time(scoring)])
-    rates = f"{reading:.0f} images/s read, {forward:.0f} in forward passes"
+    rates = f"{reading:.0f} images/s read by a core, {forward:.0f} in forward passes"
     header = ["stage", "images", "reading", "computing"]
     return "\n".join(
         [
@@ -536,6 +564,38 @@ def forward_markdown(results: dict[str, Any]) -> str:
     header += ["PyTorch's time / ours", "of the fastest runs"] if compared else []
     header.append("largest difference")
     return _table("Forward pass, images/s", results, header, rows)
+
+
+def training_markdown(results: dict[str, Any]) -> str:
+    """ResNet-20's training step and forward pass beside PyTorch's, in the time of cores."""
+    rows = []
+    for row in results["training_steps"]:
+        for what in ("step", "forward"):
+            taken = {name: own["median"] for name, own in row[f"{what}_milliseconds"].items()}
+            theirs = taken.pop("PyTorch")
+            for name, own in taken.items():
+                cells = [f"{own:.0f}", f"{theirs:.0f}", f"{theirs / own:.2f} ×"]
+                rows.append([f"{what}, {name}", str(row["batch"]), *cells])
+    header = ["ResNet-20", "batch", "ms of a core", "PyTorch's", "PyTorch's time / ours"]
+    cores = f"time of cores, {results['cores_used']} used"
+    alone = [
+        [
+            f"{row['what']}, {row['side']} × {row['side']}, {row['channels']} channels",
+            *(f"{row['gflops'][who]:.0f}" for who in ("XLA", "PyTorch")),
+        ]
+        for row in results["convolutions"]
+    ]
+    return "\n\n".join(
+        [
+            _table(f"Training step and forward pass, {cores}", results, header, rows),
+            _table(
+                f"Convolutions 3 × 3 of 128 images, GFLOP/s, {cores}",
+                results,
+                ["convolution", "XLA", "PyTorch"],
+                alone,
+            ),
+        ]
+    )
 
 
 def cluster_markdown(results: dict[str, Any]) -> list[str]:
@@ -578,6 +638,7 @@ MAKERS: dict[str, Callable[[dict[str, Any]], str | list[str]]] = {
     "space_summary": space_markdown,
     "plans": cluster_markdown,
     "forward_passes": forward_markdown,
+    "training_steps": training_markdown,
 }
 """Tables by the entry of a results file that they show."""
 

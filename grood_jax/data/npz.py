@@ -52,7 +52,11 @@ class NpzSet:
         Raises:
           UnreadableImage: images are too large to be resized.
         """
-        images = np.empty((len(indices), *self.preprocessing.shape), np.uint8)
+        shape = self.preprocessing.shape
+        if self.images.shape[1:] in (shape, shape[:2] if shape[2] == 1 else shape):
+            # Nothing is to be resized, nor converted: all at once.
+            return np.asarray(self.images[indices]).reshape(-1, *shape), self.labels[indices]
+        images = np.empty((len(indices), *shape), np.uint8)
         for place, row in enumerate(indices):
             try:
                 images[place] = self.preprocessing.fit_pixels(np.asarray(self.images[row]))

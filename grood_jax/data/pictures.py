@@ -124,16 +124,20 @@ def require_few_scans(picture: Image.Image, encoded: bytes, max_pixels: int = MA
     """
     pixels = picture.width * picture.height
     tags = getattr(picture, "tag_v2", None)
-    if encoded[:2] == b"\xff\xd8":
-        scans, most = _scans(encoded), MAX_SCANS
+    # All scans, and what only looks like one: of most files there is no more to be known.
+    scans = bytes(encoded).count(b"\xff\xda")
+    if is_jpeg := encoded[:2] == b"\xff\xd8":
+        most = MAX_SCANS
     elif tags is not None and "jpeg" in str(picture.info.get("compression")):
         # Any of them may lie in one strip or tile.
-        scans, most = encoded.count(b"\xff\xda"), len(encoded)
+        most = len(encoded)
         tile = int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0))
         pixels = min(pixels, tile or picture.width * int(tags.get(_ROWS_PER_STRIP, picture.height)))
     else:
         return
     most = min(most, MAX_PASSES * max_pixels // max(1, pixels))
+    if scans > most and is_jpeg:
+        scans = _scans(encoded)
     if scans > most:
         raise ImageTooLarge(f"the JPEG has {scans} scans or more; expected at most {most}")
 

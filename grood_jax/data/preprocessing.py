@@ -165,7 +165,8 @@ def decode(
     """
     if not isinstance(encoded, bytes | bytearray | memoryview):
         raise TypeError(f"encoded is a {type(encoded).__name__}; expected bytes")
-    formats = _known(formats)
+    if formats is not FORMATS:
+        formats = _known(formats)
     checks.at_least("max_pixels", max_pixels, 1)
     if seconds is not None:
         checks.positive("seconds", seconds)

@@ -22,6 +22,10 @@ from grood_jax.support.errors import UserError, first_line
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
+Record = tuple[bytes, int]
+"""An encoded image and its label, −1 where there is none."""
+
+
 @dataclass(frozen=True)
 class TfdsSet:
     """A set of encoded images in ArrayRecord files.
@@ -55,9 +59,9 @@ class TfdsSet:
         rows = [int(index) for index in indices]
         images = np.empty((len(rows), *self.preprocessing.shape), np.uint8)
         records = self._records(rows)
-        for place, (row, record) in enumerate(zip(rows, records, strict=True)):
+        for place, (row, (encoded, _)) in enumerate(zip(rows, records, strict=True)):
             try:
-                images[place] = self.preprocessing.decode(record["image"])
+                images[place] = self.preprocessing.decode(encoded)
             except Exception as error:
                 # Pillow's many decoders raise whatever they meet.
                 raise self._damaged(row, error) from error
@@ -67,8 +71,8 @@ class TfdsSet:
         """Labels at the indices, without decoding images; raises as `read`."""
         return self._labels(self._records([int(index) for index in indices]))
 
-    def _labels(self, records: list[dict[str, Any]]) -> Int[np.ndarray, " n"]:
-        labels = np.asarray([record.get("label", -1) for record in records], np.int64)
+    def _labels(self, records: list[Record]) -> Int[np.ndarray, " n"]:
+        labels = np.asarray([label for _, label in records], np.int64)
         return checks.int32(f"labels of {self.name}", labels)
 
     def fingerprint(self, content: bool = False) -> Fingerprint:
@@ -87,9 +91,11 @@ class TfdsSet:
             [end - 1 for start, end in zip([0, *ends], ends, strict=False) if start < end]
         )
 
-    def _records(self, rows: list[int]) -> list[dict[str, Any]]:
+    def _records(self, rows: list[int]) -> list[Record]:
         try:
-            return list(self.data.__getitems__(rows))
+            # ArrayRecord refuses to read nothing.
+            found = self.data.data_source.__getitems__(rows) if rows else []
+            return list(map(_parsed, found))
         except Exception as error:
             # ArrayRecord raises RuntimeError, and does not say in which file.
             for row in rows:
@@ -98,7 +104,7 @@ class TfdsSet:
 
     def _try_record(self, row: int) -> None:
         try:
-            self.data[row]
+            _parsed(self.data.data_source[row])
         except Exception as error:
             raise self._damaged(row, error) from error
 
@@ -181,6 +187,20 @@ class TfdsSource:
                 "files)"
             )
         return splits[self.split]
+
+
+def _parsed(record: bytes) -> Record:
+    """What is needed of a record; to take all out of it takes as long as to decode a small image.
+
+    Raises:
+      Exception: it is none, or holds no image, or several labels.
+    """
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    features = tf_example_pb2.Example.FromString(record).features.feature
+    (encoded,) = features["image"].bytes_list.value
+    (label,) = features["label"].int64_list.value or (-1,)
+    return encoded, label
 
 
 def default_data_dir() -> Path:

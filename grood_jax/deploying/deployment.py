@@ -52,8 +52,14 @@ class Deployment:
         self, pixels: UInt8[np.ndarray, "b h w c"], k: int = 5
     ) -> tuple[Int[np.ndarray, "b k"], Float[np.ndarray, "b k"]]:
         """`OODClassifier.nearest`, likewise; fewer where fewer training samples are kept."""
+        return self.predict_and_nearest(pixels, k)[1:]
+
+    def predict_and_nearest(
+        self, pixels: UInt8[np.ndarray, "b h w c"], k: int = 5
+    ) -> tuple[Prediction, Int[np.ndarray, "b k"], Float[np.ndarray, "b k"]]:
+        """What `predict` and `nearest` say, of which the network runs once."""
         k = min(k, len(self.classifier.references.labels))
-        return self.classifier.nearest(_bytes(pixels), k)
+        return self.classifier.predict_and_nearest(_bytes(pixels), k)
 
     def thresholds(self) -> Float[np.ndarray, "*c"]:
         """Scores beyond which images are taken for OOD: one, or one a class."""

@@ -21,7 +21,8 @@ from grood_jax.conformal import calibration as conformal
 from grood_jax.conformal.calibration import Calibration
 from grood_jax.data import Batch, Preprocessing
 from grood_jax.data.given import Door, Given, door, pictures_of
-from grood_jax.deploying import exporting
+from grood_jax.deploying import answering, exporting
+from grood_jax.deploying.answering import Parts
 from grood_jax.deploying.exporting import Score
 from grood_jax.detectors import Detector
 from grood_jax.evaluation import fitting, heads
@@ -32,7 +33,6 @@ from grood_jax.passes.forward import (
     Labelled,
     TrainingBatches,
     extract_labelled,
-    network_outputs,
 )
 from grood_jax.passes.processes import Processes
 from grood_jax.passes.training_pass import TrainingPass
@@ -44,9 +44,6 @@ from grood_jax.support.structures import put_together, take_apart
 
 PREDICTED_AT_ONCE = 256
 """Images that are scored at once; fewer are padded to a power of two, so that little compiles."""
-
-SCORED = (16, 64, PREDICTED_AT_ONCE)
-"""Rows that a detector scores at once: searches take seconds to compile, and little to run."""
 
 REFERENCES = 2000
 """Training samples kept to show which are near."""
@@ -300,7 +297,7 @@ class OODClassifier:
     @property
     def thresholds(self) -> Float[np.ndarray, "*c"]:
         """Scores beyond which images are taken for OOD: one, (), or one a class, (C,)."""
-        return np.asarray(conformal.threshold(self.calibration, self.target_tpr), np.float32)
+        return np.asarray(self._parts.thresholds)
 
     def with_target(
         self, target_tpr: float | None = None, *, per_class: bool | None = None
@@ -332,8 +329,7 @@ class OODClassifier:
           ValueError: another shape, NaN or infinities, or values so large that the network's
             outputs are not finite.
         """
-        answers = self._answered(images)
-        return Prediction(**{field.name: answers[field.name] for field in fields(Prediction)})
+        return self._answered(images)[0]
 
     def discoveries(self, images: Images, rate: float) -> Prediction:
         """As `predict`, with a decision on the batch as a whole.
@@ -369,17 +365,26 @@ class OODClassifier:
         Raises:
           TypeError, ValueError: as `predict`, and for k out of range.
         """
+        return self.predict_and_nearest(images, k)[1:]
+
+    def predict_and_nearest(
+        self, images: Images, k: int = 5
+    ) -> tuple[Prediction, Int[np.ndarray, "b k"], Float[np.ndarray, "b k"]]:
+        """What `predict` and `nearest` say of the same images, of which the network runs once.
+
+        Raises:
+          TypeError, ValueError: as `nearest`.
+        """
         count = len(self.references.labels)
         if checks.at_least("k", k, 1) > count:
             raise ValueError(f"k is {k}; expected at most {count}, the samples kept")
-        features = self._answered(images)["features"]
-        places, distances = np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
-        if len(features):
-            near = _nearest(
-                jnp.asarray(_padded(features)), jnp.asarray(self.references.features), k
-            )
-            distances, places = (np.asarray(part)[: len(features)] for part in near)
-        return self.references.labels[places], distances
+        prediction, features = self._answered(images)
+        near = [_nearest(part, self._placed_references, k) for part in features]
+        distances, places = (
+            np.concatenate([np.asarray(part) for part in parts])[: len(prediction)]
+            for parts in zip(*near, strict=True)
+        )
+        return prediction, self.references.labels[places], distances
 
     def save(self, path: str | Path) -> None:
         """Writes all but the classifier into a directory, in place of an earlier one.
@@ -472,8 +477,7 @@ class OODClassifier:
           label (B,) int32, score (B,) float32, is_ood (B,) bool, p_value (B,) float32; and
           features (B, D) float32.
         """
-        outputs = network_outputs(self.backbone, images, self.early_prototypes, self.detector.needs)
-        return self._decide(outputs, (score or self._score)(self.state, outputs))
+        return answering.answers(self._parts, images, score or self._score, self.detector.needs)
 
     def take_apart(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays and a description in JSON's types, without the classifier.
@@ -556,8 +560,8 @@ class OODClassifier:
             _require_enough(made)
             return made
 
-    def _answered(self, images: Images) -> dict[str, np.ndarray]:
-        """`answers` for any number of images, checked."""
+    def _answered(self, images: Images) -> tuple[Prediction, list[Float[Array, "_ d"]]]:
+        """`answers` for any number of images, checked; features in parts, the last one padded."""
         if self.preprocessing is not None:
             images = pictures_of(images, self.preprocessing)
         given = np.asarray(checks.array_of("images", images))
@@ -569,56 +573,46 @@ class OODClassifier:
             )
         if given.ndim < 1 or given.shape[1:] != self.image_shape:
             raise ValueError(f"images has shape {given.shape}; expected {expected}")
-        with checks.room("images", given.shape), np.errstate(over="ignore"):
-            given = given if as_bytes else given.astype(np.float32)
-            bad = ~np.isfinite(given).all(axis=tuple(range(1, given.ndim)))
-        _refuse("images holds NaN or infinite values", bad)
-        parts = []
+        if not as_bytes:
+            with checks.room("images", given.shape), np.errstate(over="ignore"):
+                given = given.astype(np.float32)
+                bad = ~np.isfinite(given).all(axis=tuple(range(1, given.ndim)))
+            _refuse("images holds NaN or infinite values", bad)
+        packed, features = [], []
         # No image at all is one part, so that what comes back has its types and shapes.
         for start in range(0, max(len(given), 1), PREDICTED_AT_ONCE):
             part = given[start : start + PREDICTED_AT_ONCE]
             padded = _padded(part) if len(part) else np.zeros((1, *self.image_shape), given.dtype)
-            answers = self.answers(jnp.asarray(padded))
-            parts.append({name: np.asarray(a)[: len(part)] for name, a in answers.items()})
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        _refuse("the network's outputs are NaN or infinite", np.isnan(joined["score"]))
-        return joined
+            numbers, own = self._program(padded)
+            packed.append(np.asarray(numbers)[:, : len(part)])
+            features.append(own)
+        prediction = Prediction(**answering.unpacked(np.concatenate(packed, axis=1)))
+        _refuse("the network's outputs are NaN or infinite", np.isnan(prediction.score))
+        return prediction, features
+
+    @functools.cached_property
+    def _program(self) -> Callable[[np.ndarray], tuple[Array, Array]]:
+        """From images to what `answering.unpacked` takes, and to features."""
+        if self.detector.compiled:
+            return answering.program(self._parts, self.detector.score, self.detector.needs)
+        return lambda images: _packed(self.answers(jnp.asarray(images)))
+
+    @functools.cached_property
+    def _parts(self) -> Parts:
+        with jax.ensure_compile_time_eval():
+            thresholds = conformal.threshold(self.calibration, self.target_tpr)
+        return Parts(self.backbone, self.early_prototypes, self.state, self.calibration, thresholds)
 
     @functools.cached_property
     def _score(self) -> Score:
-        if not self.detector.compiled:
-            return self.detector.score
-        compiled = jax.jit(self.detector.score)
-
-        def score(state: Any, outputs: Outputs) -> Float[Array, " b"]:
-            count = len(outputs.logits)
-            rows = next((rows for rows in SCORED if rows >= count), count)
-            if rows == count or isinstance(outputs.logits, jax.core.Tracer):
-                return compiled(state, outputs)
-            padded = jax.tree.map(lambda array: _padded(np.asarray(array), rows), outputs)
-            return compiled(state, padded)[:count]
-
-        return score
+        return jax.jit(self.detector.score) if self.detector.compiled else self.detector.score
 
     @functools.cached_property
-    def _decide(self) -> Callable[[Outputs, Float[Array, " b"]], dict[str, Array]]:
-        calibration, target_tpr, per_class = self.calibration, self.target_tpr, self.per_class
+    def _placed_references(self) -> Float[Array, "m d"]:
+        return jnp.asarray(self.references.features)
 
-        def decide(outputs: Outputs, scores: Float[Array, " b"]) -> dict[str, Array]:
-            features, logits = jnp.asarray(outputs.features), jnp.asarray(outputs.logits)
-            finite = jnp.isfinite(features).all(axis=1) & jnp.isfinite(logits).all(axis=1)
-            label = logits.argmax(axis=1).astype(jnp.int32)
-            score = jnp.where(finite, scores, jnp.nan).astype(jnp.float32)
-            classes = label if per_class else None
-            return {
-                "label": label,
-                "score": score,
-                "is_ood": conformal.is_ood(calibration, score, target_tpr, classes),
-                "p_value": conformal.conformal_p_values(calibration, score, classes),
-                "features": features,
-            }
 
-        return jax.jit(decide)
+_packed = jax.jit(answering.packed)
 
 
 def _divided(train: Given, key: Array, target_tpr: float) -> tuple[TrainingBatches, Any]:
@@ -749,7 +743,9 @@ def _require_enough(made: OODClassifier) -> None:
         )
 
 
-def _padded(array: np.ndarray, rows: int | None = None) -> np.ndarray:
-    """With the last row repeated, up to a power of two by default."""
-    missing = (rows or 1 << (len(array) - 1).bit_length()) - len(array)
+def _padded(array: np.ndarray) -> np.ndarray:
+    """With the last row repeated, up to a power of two."""
+    missing = (1 << (len(array) - 1).bit_length()) - len(array)
+    if not missing:
+        return array
     return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1), mode="edge")

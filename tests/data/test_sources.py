@@ -11,6 +11,7 @@ import pytest
 from prepared import encoded, random_images, sized, write
 
 from grood_jax.data import ImageSet, TfdsSource
+from grood_jax.data.npz import NpzSource
 from grood_jax.data.sets import labels_of
 from grood_jax.data.tfds import TfdsSet, default_data_dir
 from grood_jax.support.errors import UserError
@@ -78,6 +79,19 @@ def test_splits(prepared):
 def test_size_and_channels(prepared):
     pixels, _ = opened(prepared, size=8, channels=1).read(np.arange(3))
     assert pixels.shape == (3, 8, 8, 1)
+
+
+@pytest.mark.parametrize(("channels", "form"), [(3, (8, 8, 3)), (1, (8, 8, 1)), (1, (8, 8))])
+def test_arrays_of_the_size_wanted_are_read_as_they_would_be_one_by_one(tmp_path, channels, form):
+    pixels = random_images(9, 8, channels).reshape(9, *form)
+    np.savez(tmp_path / "toy.npz", images=pixels, labels=np.arange(9))
+    found = NpzSource("toy.npz").open("a set", tmp_path, sized(8, channels))
+    rows = np.array([7, 0, 0, 3])
+    read, labels = found.read(rows)
+    one_by_one = [sized(8, channels).fit_pixels(pixels[row]) for row in rows]
+    np.testing.assert_array_equal(read, np.stack(one_by_one))
+    np.testing.assert_array_equal(labels, rows)
+    assert type(read) is np.ndarray and found.read(rows[:0])[0].shape == (0, 8, 8, channels)
 
 
 def test_nothing_there(tmp_path):

@@ -51,10 +51,10 @@ class FakeModel:
         p_value = np.float32((1 + above) / (1 + len(self.scores)))
         return FakePrediction(label, score, score > np.float32(self.threshold), p_value)
 
-    def nearest(self, pixels, k):
-        label = np.asarray(_forward(pixels)[0])
-        classes = (label[:, None] + np.arange(k, dtype=np.int32) // 3) % CLASSES
-        return classes, np.tile(np.arange(k, dtype=np.float32) / 4, (len(pixels), 1))
+    def predict_and_nearest(self, pixels, k):
+        prediction = self.predict(pixels)
+        classes = (prediction.label[:, None] + np.arange(k, dtype=np.int32) // 3) % CLASSES
+        return prediction, classes, np.tile(np.arange(k, dtype=np.float32) / 4, (len(pixels), 1))
 
     def calibration_scores(self):
         return self.scores

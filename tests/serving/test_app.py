@@ -9,8 +9,10 @@ import warnings
 import zlib
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
+import tiny_network as tiny
 from conftest import Client, create_app, encode
 from fake_server import NAMES, SIZE, FakeModel
 from hypothesis import HealthCheck, example, given, settings
@@ -18,7 +20,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from grood_jax.data import Preprocessing
+from grood_jax.deploying.deployment import Deployment
+from grood_jax.deploying.ood_classifier import OODClassifier
 from grood_jax.deploying.serving.limits import Limits
+from grood_jax.detectors import msp
+from grood_jax.storage.checkpoints import ModelSpec
 
 JSON, NPY = "application/json", "application/x-npy"
 SMALL = Limits(max_batch=4, max_queue=4, max_body=20_000, max_pixels=4096)
@@ -132,6 +139,31 @@ def test_nearest_classes(client, even):
     assert [one["class"] for one in found["nearest"]] == [6, 6, 6, 7]
     assert found["nearest"][3] == {"class": 7, "name": "pearl", "distance": 0.75}
     assert "nearest" not in client.predict(npy(even), NPY, "?nearest=0").json()
+
+
+@pytest.mark.parametrize("query", ["", "?nearest=2"])
+def test_the_network_runs_once_for_a_request(serve_in_process, query):
+    passes = []
+
+    def early(arrays, images):
+        jax.debug.callback(lambda: passes.append(len(images)))
+        return tiny.early(arrays, images)
+
+    network = replace(tiny.backbone(), early=early, input_mean=(0.5,))
+    key = jax.random.key(0)
+    classifier = OODClassifier.fit(
+        network, tiny.pairs(64, 0), detector=msp(), calibration=tiny.images(20, 1), key=key
+    )
+    prepare = Preprocessing(4, 1, (0.5,), (0.5,))
+    spec = ModelSpec(model="tiny", num_classes=tiny.CLASSES, preprocessing=prepare, source="a test")
+    made = Deployment(classifier, None, spec, None, tuple("abcd"))
+    client = serve_in_process(made, Limits(max_batch=1))
+    jax.effects_barrier()
+    passes.clear()
+    found = client.predict(npy(np.zeros(tiny.SHAPE, np.uint8)), NPY, query)
+    assert ("nearest" in found.json()) == bool(query)
+    jax.effects_barrier()
+    assert passes == [1]
 
 
 @pytest.mark.parametrize("given", ["-1", "11", "x", "", "1.5", "9" * 5000, "١"])

@@ -127,10 +127,14 @@ class _Service:
         return Response(self.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     def _compute(self, pixels: Pixels, nearest: bool) -> Answer:
-        prediction = self._model.predict(pixels)
-        answer = (prediction.label, prediction.score, prediction.p_value, prediction.is_ood)
         # Always as many neighbours, so that nothing compiles anew.
-        return answer + self._model.nearest(pixels, self._limits.max_nearest) if nearest else answer
+        prediction, *near = (
+            self._model.predict_and_nearest(pixels, self._limits.max_nearest)
+            if nearest
+            else (self._model.predict(pixels),)
+        )
+        answer = (prediction.label, prediction.score, prediction.p_value, prediction.is_ood)
+        return (*answer, *near)
 
     def _nearest(self, request: Request) -> int:
         """The number of neighbours that a request wants."""

@@ -44,12 +44,12 @@ class Servable(Protocol):
     def predict(self, pixels: UInt8[np.ndarray, "b h w c"]) -> Predicted:
         """Classes, scores and verdicts."""
 
-    def nearest(
+    def predict_and_nearest(
         self, pixels: UInt8[np.ndarray, "b h w c"], k: int
-    ) -> tuple[Int32[np.ndarray, "b n"], Float32[np.ndarray, "b n"]]:
-        """Classes and distances of the nearest training samples, nearest first.
+    ) -> tuple[Predicted, Int32[np.ndarray, "b n"], Float32[np.ndarray, "b n"]]:
+        """What `predict` says, and classes and distances of the nearest training samples.
 
-        There are k, or fewer where there are fewer training samples.
+        There are k of them, nearest first, or fewer where there are fewer training samples.
         """
 
     def calibration_scores(self) -> Float32[np.ndarray, " n"]:

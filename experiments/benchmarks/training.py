@@ -1,0 +1,240 @@
+"""ResNet-20's training step and forward pass beside PyTorch's, in seconds of cores.
+
+taskset -c 0 python experiments/benchmarks/training.py
+
+The step is that of `grood_jax.training.loop`, without augmentation: forward, cross-entropy,
+backward, SGD with momentum and weight decay. PyTorch does the same with the same weights, not
+compiled, in channels-last layout; the losses of the first steps must agree. The network's
+convolutions are measured alone too. What is compared runs in turn, warm, and medians are compared,
+of the time that cores worked: on one core (taskset) other work on the machine hardly changes it. On
+several cores waiting threads of PyTorch's count as work. PyTorch is not a dependency: pip install
+torch.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import models as forward_passes
+import numpy as np
+import tyro
+from jax import lax
+
+from grood_jax.data import Preprocessing
+from grood_jax.data.batching import default_workers
+from grood_jax.evaluation import results
+from grood_jax.support import checks, provenance
+from grood_jax.support.progress import tell
+from grood_jax.training import loop
+from grood_jax.training.options import TrainOptions
+
+NETWORK = "resnet20"
+SHAPES = ((32, 16), (16, 32), (8, 64))
+"""Height and width, and channels, of its activations."""
+
+STEPS = 3
+"""Whose losses must agree."""
+
+TOLERANCE = 1e-3
+"""How far losses may be apart, relative to PyTorch's."""
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """What is measured.
+
+    Attributes:
+      batches: images at once.
+      repeats: runs of each.
+      output: the results file.
+    """
+
+    batches: tuple[int, ...] = (32, 128)
+    repeats: int = 7
+    output: Path = Path("experiments/results/benchmark_training.json")
+
+    def __post_init__(self) -> None:
+        for batch in self.batches:
+            checks.at_least("batches", batch, 2)
+        checks.at_least("repeats", self.repeats, 1)
+
+
+def our_step(pixels: np.ndarray, labels: np.ndarray, options: TrainOptions) -> Callable[[], float]:
+    """One step further with each call; returns the loss."""
+    prepare = Preprocessing(32, 3, (0.5,) * 3, (0.25,) * 3)
+    network = forward_passes.network(NETWORK, 0)
+    step, state, _ = loop._prepare(network, options, 10**6, prepare)
+    states = [state]
+
+    def run() -> float:
+        states[0], loss, _ = step(states[0], pixels, labels, jax.random.key(0))
+        return float(loss)
+
+    return run
+
+
+def torch_step(
+    pixels: np.ndarray, labels: np.ndarray, options: TrainOptions
+) -> Callable[[], float]:
+    """The same in PyTorch."""
+    import torch
+
+    twin = forward_passes.torch_network(forward_passes.network(NETWORK, 0)).train()
+    twin = twin.to(memory_format=torch.channels_last)
+    for name, parameter in twin.named_parameters():
+        parameter.requires_grad_("running" not in name)
+    learnt = [p for p in twin.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in learnt if p.ndim > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in learnt if p.ndim == 1]},
+    ]
+    optimizer = torch.optim.SGD(
+        groups, lr=options.learning_rate, momentum=options.momentum, nesterov=True
+    )
+    images = ((pixels / 255 - 0.5) / 0.25).astype(np.float32).transpose(0, 3, 1, 2)
+    given = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
+    targets = torch.from_numpy(labels.astype(np.int64))
+
+    def run() -> float:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(twin(given), targets)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return run
+
+
+def in_turn(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of cores that each run takes."""
+    for run in runs.values():
+        run()
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start = time.process_time()
+            run()
+            taken[name].append((time.process_time() - start) * 1e3)
+    return {
+        name: {"median": statistics.median(own), "min": min(own), "max": max(own)}
+        for name, own in taken.items()
+    }
+
+
+def measure(config: BenchmarkConfig, batch: int) -> dict[str, Any]:
+    """A batch's step, and its forward pass in evaluation mode in several forms.
+
+    Raises:
+      RuntimeError: the losses of the two differ.
+    """
+    tell(f"{batch} images at once")
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (batch, 32, 32, 3), np.uint8)
+    labels = rng.integers(0, forward_passes.CLASSES, batch).astype(np.int32)
+    options = TrainOptions(
+        epochs=1, batch_size=batch, learning_rate=0.01, crop_padding=0, flip=False
+    )
+    steps = {"grood-jax": our_step(pixels, labels, options)}
+    steps["PyTorch"] = torch_step(pixels, labels, options)
+    losses = {name: [run() for _ in range(STEPS)] for name, run in steps.items()}
+    apart = np.abs(np.subtract(*losses.values()) / losses["PyTorch"]).max()
+    if not apart <= TOLERANCE:
+        raise RuntimeError(f"losses differ by {apart:.1e}: {losses}")
+    network = forward_passes.network(NETWORK, 0)
+    images = rng.standard_normal((batch, 32, 32, 3), np.float32)
+    plain = forward_passes.with_plain_convolutions(network)
+    forward = {
+        "grood-jax": forward_passes.forward(network, images),
+        "lax": forward_passes.forward(plain, images),
+        "PyTorch": forward_passes.torch_forward(network, images),
+    }
+    return {
+        "batch": batch,
+        "losses": losses,
+        "step_milliseconds": in_turn(steps, config.repeats),
+        "forward_milliseconds": in_turn(forward, config.repeats),
+    }
+
+
+def measure_convolutions(config: BenchmarkConfig) -> list[dict[str, Any]]:
+    """GFLOP/s of a core in the 3 × 3 convolutions that ResNet-20 is made of, and their slopes."""
+    import torch
+
+    found = []
+    for side, channels in SHAPES:
+        tell(f"convolution of {side} × {side}, {channels} channels")
+        rng = np.random.default_rng(0)
+        x, slope = rng.standard_normal((2, 128, side, side, channels), np.float32)
+        kernel = rng.standard_normal((3, 3, channels, channels), np.float32)
+
+        def own(x: Any, kernel: Any) -> Any:
+            return lax.conv_general_dilated(
+                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+
+        def of_images(x: Any, kernel: Any, slope: Any) -> Any:
+            return jax.vjp(lambda x: own(x, kernel), x)[1](slope)  # noqa: B023
+
+        def of_kernel(x: Any, kernel: Any, slope: Any) -> Any:
+            return jax.vjp(lambda kernel: own(x, kernel), kernel)[1](slope)  # noqa: B023
+
+        forms = {"forward": lambda x, kernel, slope: own(x, kernel)}  # noqa: B023
+        forms |= {"slope of images": of_images, "slope of the kernel": of_kernel}
+        given = tuple(map(jnp.asarray, (x, kernel, slope)))
+        ours: dict[str, Callable[[], Any]] = {
+            name: partial(_waited, jax.jit(form), given) for name, form in forms.items()
+        }
+        tx, ts, tk = (
+            torch.from_numpy(array.transpose(order).copy(order="K")).contiguous(
+                memory_format=torch.channels_last
+            )
+            for array, order in ((x, (0, 3, 1, 2)), (slope, (0, 3, 1, 2)), (kernel, (3, 2, 0, 1)))
+        )
+        back = partial(
+            torch.ops.aten.convolution_backward,
+            *(ts, tx, tk, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1),
+        )
+        theirs: dict[str, Callable[[], Any]] = {
+            "forward": partial(torch.nn.functional.conv2d, tx, tk, padding=1),
+            "slope of images": partial(back, [True, False, False]),
+            "slope of the kernel": partial(back, [False, True, False]),
+        }
+        work = 2 * 9 * channels**2 * slope[..., 0].size / 1e6
+        for name in forms:
+            taken = in_turn({"XLA": ours[name], "PyTorch": theirs[name]}, config.repeats)
+            rates = {who: work / own["median"] for who, own in taken.items()}
+            found.append({"side": side, "channels": channels, "what": name, "gflops": rates})
+    return found
+
+
+def _waited(run: Callable[..., Any], given: tuple[Any, ...]) -> Any:
+    return jax.block_until_ready(run(*given))
+
+
+def main(config: BenchmarkConfig) -> None:
+    import torch
+
+    torch.set_num_threads(default_workers())
+    made = {
+        "command": provenance.command_line(
+            "python experiments/benchmarks/training.py", config, never=("output",)
+        ),
+        "versions": provenance.versions() | {"torch": torch.__version__},
+        "device": provenance.device(),
+        "cores_used": default_workers(),
+        "repeats": config.repeats,
+        "convolutions": measure_convolutions(config),
+        "training_steps": [measure(config, batch) for batch in config.batches],
+    }
+    results.write(made, config.output)
+    tell(f"results in {config.output}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(BenchmarkConfig, description=__doc__))
