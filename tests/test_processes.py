@@ -92,7 +92,9 @@ def test_results_are_those_of_one_process(ran, tmp_path):
     assert results(folder / "made") == results(tmp_path)
     # Only the first reports, writes and keeps outputs.
     assert "ID accuracy" in said[0] and "ID accuracy" not in said[1]
-    assert list((folder / "cache0").glob("*.npz")) and not (folder / "cache1").exists()
+    assert list((folder / "cache0").glob("*.npz"))
+    # The other kept parts, until the first had kept the whole.
+    assert not [*(folder / "cache0").glob("*.parts"), *(folder / "cache1").iterdir()]
     assert "report in " in said[0] and "report in " not in said[1]
 
 

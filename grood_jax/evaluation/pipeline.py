@@ -634,7 +634,8 @@ def _memo(
         "train": read.identity(data.train),
         "validation": None if data.validation is None else read.identity(data.validation),
         "versions": provenance.versions(),
-        "device": provenance.device(),
+        # Other numbers of processes give the same, and go on where fewer or more were ended.
+        "device": provenance.device(local=True),
     }
     return OutputsCache(config.cache_dir, about, say)
 
