@@ -137,7 +137,7 @@ def gathered(
 
 def without(spans: Iterable[Span], taken: Iterable[Span]) -> list[Span]:
     """The rows of some spans that are in none of others, in order."""
-    left = sorted(spans)
+    left = [span for span in spans if span[0] < span[1]]
     for first, last in taken:
         cut = []
         for start, stop in left:
@@ -339,7 +339,7 @@ class _Pieces:
           run: runs the network.
         """
         last = max((span[1] for span, fresh in todo if fresh), default=None)
-        wrote, took = -np.inf, 0.0
+        due = 0.0
         for whole, fresh in todo:
             for span, arrays in self._made(whole, fresh, run):
                 self.made.append((span, arrays))
@@ -348,15 +348,14 @@ class _Pieces:
                     continue
                 self.summed = _merged([*self.summed, span])
                 began = time.monotonic()
-                if span[1] == last or (began - wrote) * SUMS_SHARE >= took:
+                if span[1] == last or began >= due:
                     name = _Sum(self.share.index, ()).name
                     self._write(name, {"rows": self.summed}, self.sums.arrays())
-                    wrote = time.monotonic()
-                    took = wrote - began
+                    due = began + (time.monotonic() - began) * (1 + 1 / SUMS_SHARE)
         if not todo:
             # Others have rows, and what is exchanged must have their shapes.
-            shaped = self.form.to_arrays(gathered(run(self.share.without_rows(), (0, 0), False)))
-            self.made = self.made or [((0, 0), shaped)]
+            results = run(self.share.without_rows(), (0, 0), False)
+            self.made.append(((0, 0), self.form.to_arrays(gathered(results))))
         return self._joined()
 
     def in_order(self, arrays: Arrays) -> Arrays:

@@ -77,15 +77,15 @@ def joined_means(batches: Iterable[Batch], means: ClassMeans) -> ClassMeans:
     """Means over the batches, of all processes if these are a `Share`."""
     if not _divided(batches):
         return means
-    own = jax.tree.map(np.asarray, means)
-    fields = (own.means, own.counts)
+    fields = np.asarray(means.means), np.asarray(means.counts)
     made = tuple(np.zeros_like(array) for array in fields)
-    counts = _round(len(own.counts))
+    counts = _round(len(fields[1]))
     # Cut alike, by the largest: blocks of both are of the same classes.
-    size = _rows_at_once(own.means, counts)
+    size = _rows_at_once(fields[0], counts)
     for blocks in zip(*(_blocks(array, counts, size) for array in fields), strict=True):
         start = blocks[0][0]
-        parts = [ClassMeans(*part) for part in zip(*(block for _, block in blocks), strict=True)]
+        pairs = zip(*(block for _, block in blocks), strict=True)
+        parts = [ClassMeans(*map(jax.numpy.asarray, pair)) for pair in pairs]
         merged = reduce(merge, parts)
         for array, values in zip(made, (merged.means, merged.counts), strict=True):
             part = array[start : start + size]
