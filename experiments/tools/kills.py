@@ -1,6 +1,6 @@
 """Kills an evaluation at random moments, has it go on, and compares what it leaves.
 
-python experiments/tools/kills.py --evaluation "--dataset cifar10 --limit 4000" --part-rows 512
+python experiments/tools/kills.py --evaluation="--dataset digits --batch-size 64" --part-rows 256
 
 Runs the evaluation undisturbed, then again and again with ``--cache-dir``: each start, in a number
 of processes drawn from ``--processes``, is killed at a moment drawn from the time that the
