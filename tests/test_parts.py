@@ -115,7 +115,7 @@ def run(monkeypatch, tmp_path, said):
         def one(crew):
             own = tmp_path / folders[crew.index]
             own.mkdir(exist_ok=True)
-            memo = crew.agreed(OutputsCache(own, {}, said.append if crew.leads else said.append))
+            memo = crew.agreed(OutputsCache(own, {}, said.append if crew.leads else pytest.fail))
             read = Reader(
                 Preprocessing(4, 1, (0.5,), (0.5,)), batch, False, crew=crew, memo=memo, workers=1
             )
@@ -377,15 +377,39 @@ def test_sums_that_take_long_are_written_seldom(run, monkeypatch, tmp_path, said
     assert said == [f"training set: taken up at row 8 of {COUNT}"]
 
 
-def test_where_no_part_can_be_written_the_pass_goes_on(run, monkeypatch, tmp_path, said):
-    expected = undisturbed(train, 1, monkeypatch)
+@pytest.mark.parametrize("count", [1, 2])
+def test_where_no_part_can_be_written_the_pass_goes_on(run, monkeypatch, said, count):
+    expected = undisturbed(train, count, monkeypatch)
 
-    def failing(*given):
-        raise OSError("the disk is full")
+    def failing(path, *given):
+        raise OSError(f"no room for {path.name}")
 
     monkeypatch.setattr("grood_jax.storage.packed.write", failing)
-    same(run(train), expected)
-    assert len(said) == 2 and all("(the disk is full); going on without" in line for line in said)
+    same(run(train, count), expected)
+    # The first also says that it cannot keep the whole.
+    assert len(said) == count + 1 and all(line.endswith("; going on without") for line in said)
+    assert said[0].endswith(f"(no room for rows-0-8-of-{count}.npz); going on without")
+    assert count == 1 or said[1].startswith("process 1: cache: ")
+
+
+def test_parts_that_were_left_beside_the_whole_are_removed(run, monkeypatch, tmp_path):
+    more = partial(train, needs=(LayerMeans(),))
+    with monkeypatch.context() as patch:
+        patch.setattr(PartsFolder, "remove", lambda self: None)
+        run(train)
+    assert parts_in(tmp_path)
+    with pytest.raises(Killed):
+        run(more, kill=2)
+    # These are of a pass that may be taken up yet.
+    left = parts_in(tmp_path)
+    run(train)
+    assert parts_in(tmp_path) == left
+    for path in left:
+        with np.load(path) as file:
+            if any(name.startswith("LayerMeans") for name in file):
+                path.unlink()
+    run(train)
+    assert not parts_in(tmp_path)
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -2,12 +2,12 @@
 
 python experiments/tools/kills.py --evaluation="--dataset digits --batch-size 64" --part-rows 256
 
-Runs the evaluation undisturbed, then again and again with ``--cache-dir``: each start, in a number
-of processes drawn from ``--processes``, is killed at a moment drawn from the time that the
-undisturbed one took, until one is done before its moment comes. That ends a series; its
-``results.json`` must be the undisturbed one's, but for times, memory, devices and the command. The
-next series begins with an empty cache, until there have been enough kills. Exit status 1 where
-anything differs.
+Runs the evaluation undisturbed in each number of processes of ``--processes``, then again and again
+with ``--cache-dir``: each start, in a number drawn from them, is killed at a moment drawn from the
+processors' time (of Linux) that the undisturbed one took, until one is done before its moment comes.
+That ends a series; its ``results.json`` must be that of the first number, but for times, memory,
+devices and command. The next series begins with an empty cache, until there have been enough kills.
+Exit status 1 where anything differs.
 """
 
 import json
@@ -65,6 +65,7 @@ class Start:
 
     running: list[subprocess.Popen[bytes]]
     logs: list[Path]
+    used: float = 0.0
 
     @staticmethod
     def of(config: KillsConfig, count: int, folder: Path, more: list[str]) -> "Start":
@@ -84,14 +85,19 @@ class Start:
                 running.append(subprocess.Popen(program, stdout=log, stderr=log))
         return Start(running, logs)
 
-    def done_within(self, seconds: float | None) -> bool:
-        """Whether it is done; all its processes are killed where it is not."""
-        end = None if seconds is None else time.monotonic() + seconds
+    def done_within(self, seconds: float) -> bool:
+        """Whether it is done; all its processes are killed where it is not.
+
+        Args:
+          seconds: of processors' time that the first process may take: however busy the machine
+            is, it has come as far by then.
+        """
         try:
-            for process in self.running:
-                process.wait(None if end is None else max(0.0, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            return False
+            while any(process.poll() is None for process in self.running):
+                self.used = max(self.used, _processor_seconds(self.running[0].pid))
+                if self.used >= seconds:
+                    return False
+                time.sleep(0.005)
         finally:
             for process in self.running:
                 process.kill()
@@ -105,6 +111,15 @@ class Start:
         """What it said of earlier starts."""
         lines = [line for log in self.logs for line in log.read_text().splitlines()]
         return [line for line in lines if "taken up" in line or line.startswith("cache:")]
+
+
+def _processor_seconds(process: int) -> float:
+    """How long processors have worked for a process; 0 where it has ended."""
+    try:
+        words = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def figures(folder: Path) -> dict[str, Any]:
@@ -122,22 +137,24 @@ def run(config: KillsConfig, say: Callable[[str], None] = print) -> dict[str, An
     rng = random.Random(config.seed)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        words = ["--output-dir", str(folder / "undisturbed")]
-        began = time.monotonic()
-        # The first compiles, and is not timed.
-        Start.of(config, 1, folder, words).done_within(None)
-        began = time.monotonic()
-        Start.of(config, 1, folder, words).done_within(None)
-        whole = time.monotonic() - began
-        expected = figures(folder / "undisturbed")
-        say(f"undisturbed: {whole:.1f} s")
+        whole, expected = {}, {}
+        for count in sorted(set(config.processes)):
+            undisturbed = folder / f"undisturbed{count}"
+            # The first compiles, and its time does not count.
+            for _ in range(2):
+                start = Start.of(config, count, folder, ["--output-dir", str(undisturbed)])
+                start.done_within(float("inf"))
+                whole[count] = start.used
+            expected[count] = figures(undisturbed)
+            say(f"undisturbed in {count} processes: {whole[count]:.1f} s")
         starts: list[dict[str, Any]] = []
         same: list[bool] = []
         while sum(start["killed"] for start in starts) < config.kills:
             done = False
             shutil.rmtree(folder / "cache", ignore_errors=True)
             while not done:
-                count, moment = rng.choice(config.processes), rng.uniform(0, whole)
+                count = rng.choice(config.processes)
+                moment = rng.uniform(0, whole[count])
                 own = ["--output-dir", str(folder / "killed"), "--cache-dir", str(folder / "cache")]
                 start = Start.of(config, count, folder, own)
                 done = start.done_within(moment)
@@ -146,14 +163,18 @@ def run(config: KillsConfig, say: Callable[[str], None] = print) -> dict[str, An
                 starts.append(entry)
                 how = "done before" if done else "killed after"
                 say(f"{count} processes, {how} {moment:.1f} s; {'; '.join(lines)}")
-            same.append(figures(folder / "killed") == expected)
+            same.append(figures(folder / "killed") == expected[config.processes[0]])
             left = [p for p in (folder / "cache").iterdir() if p.suffix != ".npz"]
             say(f"the same results: {same[-1]}; left beside them: {len(left)}")
     return {
         "command": provenance.command_line("python experiments/tools/kills.py", config),
         "versions": provenance.versions(),
         "machine": f"{os.cpu_count()} cores",
-        "seconds undisturbed": whole,
+        "processor seconds undisturbed": whole,
+        "undisturbed alike in all numbers of processes": len(
+            {json.dumps(own, sort_keys=True) for own in expected.values()}
+        )
+        == 1,
         "kills": sum(start["killed"] for start in starts),
         "series with the same results": [sum(same), len(same)],
         "starts": starts,

@@ -109,8 +109,9 @@ class EvalConfig(Setting):
       skip_bad_images: leave out images that cannot be read, and count them, instead of ending.
       search: choose options that are not given by the AUROC on ID and OOD validation images;
         every tenth ID test image is for validation then, and no longer in the test set.
-      cache_dir: keep the network's outputs there; the next evaluation of the same network on the
-        same images runs no network.
+      cache_dir: keep the network's outputs there, as they are made; a run that was ended goes on
+        where it stopped, and the next evaluation of the same network on the same images runs no
+        network.
       whole_fingerprints: tell sets apart by all their content; by default where that is more than
         256 MiB, by labels and by names, sizes and times of change of their files.
       format: of the tables that are printed.

@@ -79,7 +79,7 @@ class Parts(Protocol):
         ...
 
     def write(self, name: str, facts: Mapping[str, Any], arrays: Arrays) -> None:
-        """Keeps a part, in the place of that of the same name."""
+        """Keeps a part, in the place of that of the same name; raises UserError if it cannot."""
         ...
 
     def remove(self) -> None:

@@ -1,4 +1,4 @@
-"""A pass over the rows of a set, in parts that are kept as they are made: see `run_pass`.
+"""A pass over the rows of a set, in parts that are kept as they are made.
 
 A part is a run of rows, whichever process made it. Beside the parts lie sums, of each process those
 of its rows, where a pass sums something. All processes say what they find, and decide alike which
@@ -298,6 +298,7 @@ class _Pieces:
     made: list[tuple[Span, Arrays]] = field(default_factory=list)
     summed: list[Span] = field(default_factory=list)
     ends: list[tuple[int, int]] = field(default_factory=list)
+    lost: str = ""
 
     def take_up(self, listings: Sequence[_Listing]) -> list[tuple[Span, bool]]:
         """Reads what was left; the spans that are still to be made, and whether they are fresh.
@@ -360,8 +361,13 @@ class _Pieces:
 
     def in_order(self, arrays: Arrays) -> Arrays:
         """All processes' arrays, those of one after the other's, in the order of their rows."""
-        said = map(json.loads, said_by_all(self.share, json.dumps(self.ends)))
-        ends = [(start, count) for own in said for start, count in own if count]
+        texts = said_by_all(self.share, json.dumps([self.ends, self.lost]))
+        said = list(map(json.loads, texts))
+        ends = [(start, count) for own, _ in said for start, count in own if count]
+        if self.share.index == 0 and self.parts is not None:
+            for number, (_, lost) in enumerate(said):
+                if lost and number:
+                    self.parts.say(f"process {number}: {lost}")
         if ends == sorted(ends):
             return arrays
         starts, counts = np.array(ends, np.int64).T
@@ -415,8 +421,15 @@ class _Pieces:
             self.parts.say(f"{title}: taken up at row {rows} of {total}")
 
     def _write(self, name: str, facts: Mapping[str, Any], arrays: Arrays) -> None:
-        if self.parts is not None:
+        """Keeps a part; where that fails a line says so, and no other is tried."""
+        if self.parts is None or self.lost:
+            return
+        try:
             self.parts.write(name, facts, arrays)
+        except UserError as error:
+            self.lost = f"cache: {error}; going on without"
+            if self.share.index == 0:
+                self.parts.say(self.lost)
 
     def _made(self, rows: Span, fresh: bool, run: Run) -> Iterator[tuple[Span, Arrays]]:
         """Makes a span, part by part."""

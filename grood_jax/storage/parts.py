@@ -1,8 +1,8 @@
 """What a pass has made so far, on disk: a pass that was ended is taken up again."""
 
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from grood_jax.support.errors import UserError, first_line
 from grood_jax.support.manifest import Manifest
 
 KIND = "part of outputs"
+
+SUMS = ("means", "counts")
+"""Arrays of sums, which are not kept beside the whole."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,6 @@ class PartsFolder:
     folder: Path
     about: Mapping[str, Any]
     say: Callable[[str], None]
-    _failed: list[str] = field(default_factory=list, repr=False)
 
     @property
     def there(self) -> bool:
@@ -58,16 +60,29 @@ class PartsFolder:
         return self._checked(name, lambda path: packed.read(path, KIND))[1]
 
     def write(self, name: str, facts: Mapping[str, Any], arrays: Arrays) -> None:
-        """Writes a part; where that fails, one line says so and no further one is tried."""
-        if self._failed:
-            return
+        """Writes a part, in the place of that of the same name.
+
+        Raises:
+          UserError: it cannot be written.
+        """
         about = {**self.about, "part": dict(facts)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             packed.write(self._path(name), KIND, about, arrays)
         except OSError as error:
-            self._failed.append(name)
-            self.say(f"cache: {self._path(name)} could not be written ({error}); going on without")
+            raise UserError(f"{self._path(name)} could not be written ({error})") from error
+
+    def remove_all_of(self, held: Collection[str]) -> None:
+        """Removes all, unless a part has arrays of other names than those that are held."""
+        for name in self.names():
+            try:
+                arrays = packed.manifest_of(self._path(name), KIND).arrays[KIND]
+            except Exception:
+                # What is damaged is of no use to anybody.
+                continue
+            if not set(arrays) <= {*held, *SUMS}:
+                return
+        self.remove()
 
     def remove(self) -> None:
         """Removes all, with what killed processes left unfinished among them."""
