@@ -4,9 +4,9 @@ python experiments/tools/kills.py --evaluation="--dataset digits --batch-size 64
 
 Runs the evaluation undisturbed in each number of processes of ``--processes``, then again and again
 with ``--cache-dir``: each start, in a number drawn from them, is killed at a moment drawn from the
-processors' time (of Linux) that the undisturbed one took, until one is done before its moment comes.
+processors' time (of Linux) that the undisturbed one took, until one is done before its moment.
 That ends a series; its ``results.json`` must be that of the first number, but for times, memory,
-devices and command. The next series begins with an empty cache, until there have been enough kills.
+devices and command. The next series begins with an empty cache, until there were enough kills.
 Exit status 1 where anything differs.
 """
 
