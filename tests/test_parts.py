@@ -13,7 +13,7 @@ from grood_jax.backbone.outputs import LayerMeans, Mix
 from grood_jax.data import ArraySet, Preprocessing
 from grood_jax.data.sets import UnreadableImage
 from grood_jax.evaluation import fitting
-from grood_jax.passes import forward, parts, processes, runtime, training_pass
+from grood_jax.passes import devices, forward, parts, processes, runtime, training_pass
 from grood_jax.passes.processes import Processes
 from grood_jax.passes.reading import BadImages, Reader
 from grood_jax.storage.cache import OutputsCache
@@ -270,6 +270,24 @@ def test_other_processes_go_on(run, monkeypatch, said, counts, apart):
     if not apart:
         # What was not yet kept is made again, at most a part and a batch of each process.
         assert len(images.rows) < COUNT + sum(counts) * 11
+
+
+@pytest.mark.devices
+def test_class_means_of_several_devices_go_on(run, monkeypatch, said):
+    network = devices.spread(tiny_network.backbone())
+    assert len(jax.local_devices()) == 8
+
+    def on_all(read, images):
+        return training_pass.run_training_set(
+            network, read.training(images), early=True, memo=read.memo
+        )
+
+    expected = undisturbed(on_all, 1, monkeypatch, batch=10)
+    for kill in (2, 3):
+        with pytest.raises(Killed):
+            run(on_all, kill=kill, batch=10)
+    same(run(on_all, batch=10), expected)
+    assert said[-1] == f"training set: taken up at row 20 of {COUNT}"
 
 
 def test_batches_of_another_size_go_on(run, monkeypatch, said):
