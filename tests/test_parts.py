@@ -410,6 +410,16 @@ def test_where_no_part_can_be_written_the_pass_goes_on(run, monkeypatch, said, c
     assert count == 1 or said[1].startswith("process 1: cache: ")
 
 
+def test_parts_that_another_process_left_are_removed(run, monkeypatch, tmp_path):
+    folders = ("cache0", "cache1")
+    with monkeypatch.context() as patch:
+        patch.setattr(PartsFolder, "remove", lambda self: None)
+        run(train, 2, folders=folders)
+    assert {path.parents[1].name for path in parts_in(tmp_path)} == {*folders}
+    run(train, 2, folders=folders)
+    assert not parts_in(tmp_path)
+
+
 def test_parts_that_were_left_beside_the_whole_are_removed(run, monkeypatch, tmp_path):
     more = partial(train, needs=(LayerMeans(),))
     with monkeypatch.context() as patch:

@@ -1,6 +1,6 @@
 """What remembers the results of forward passes, or has them made."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -84,6 +84,10 @@ class Parts(Protocol):
 
     def remove(self) -> None:
         """Forgets all parts."""
+        ...
+
+    def remove_all_of(self, held: Collection[str]) -> None:
+        """Forgets all parts, unless one has arrays of other names than those that are held."""
         ...
 
 

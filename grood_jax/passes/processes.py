@@ -224,7 +224,10 @@ class _Agreed:
     def __call__(self, about: Mapping[str, Any], form: Form[T], make: Callable[[], T]) -> T:
         if not self.leads:
             if _round()[0] == HELD:
-                return form.from_arrays(_from_first({}))
+                arrays = _from_first({})
+                if (own := self.parts(about)) is not None:
+                    own.remove_all_of(arrays)
+                return form.from_arrays(arrays)
             results = make()
             self._forget_parts(about)
             return results
