@@ -45,6 +45,7 @@ from grood_jax.evaluation import results
 from grood_jax.evaluation.setting import EvalConfig, Setting
 from grood_jax.models.torch import importing
 from grood_jax.neighbors.building import build_bank
+from grood_jax.passes.memo import make_anew
 from grood_jax.storage import banks, checkpoints
 from grood_jax.storage.checkpoints import ModelSpec
 from grood_jax.training.options import TrainOptions
@@ -278,6 +279,7 @@ def fitted() -> dict[str, Any]:
         "noise": None,
         "validation": None,
         "id_validation": tiny.pairs(8, 0),
+        "memo": make_anew,
     }
 
 
