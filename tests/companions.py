@@ -1,5 +1,6 @@
 """Processes that tests start beside each other."""
 
+import json
 import os
 import socket
 import subprocess
@@ -38,3 +39,13 @@ def run_both(program, folder, seconds):
             process.wait()
             # Seen only where the test fails.
             print((folder / f"{number}.log").read_text())
+
+
+def figures(folder):
+    """What is in results.json, without what every run has anew."""
+    found = json.loads((folder / "results.json").read_text())
+    for detector in found["detectors"].values():
+        del detector["fit_seconds"], detector["score_seconds_per_image"]
+    for name in ("command", "device", "peak_memory_bytes"):
+        del found[name]
+    return found

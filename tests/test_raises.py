@@ -45,6 +45,7 @@ from grood_jax.evaluation import results
 from grood_jax.evaluation.setting import EvalConfig, Setting
 from grood_jax.models.torch import importing
 from grood_jax.neighbors.building import build_bank
+from grood_jax.passes.memo import make_anew
 from grood_jax.storage import banks, checkpoints
 from grood_jax.storage.checkpoints import ModelSpec
 from grood_jax.training.options import TrainOptions
@@ -104,13 +105,15 @@ INNER = {
     "maths.prototypes.empty_classes": "a step of fitting; test_prototypes.py",
     "models.staged": "stages of a network, which a Backbone calls",
     "models.torch.safetensors": "a step of `read_state_dict`",
-    "passes": "takes what the doors have checked; test_reading.py, test_processes.py",
+    "passes": "takes what the doors have checked; test_reading.py, test_parts.py",
     "storage.checkpoints.Stored": "what `open_classifier` gives; test_checkpoints.py",
     "storage.checkpoints.spec_of": "takes what a manifest was checked to hold",
     "storage.containers": "writes and reads for checkpoints; test_checkpoints.py",
     "storage.earlier": "takes what a file of an earlier version holds; test_earlier.py",
     "storage.included": "takes no argument but the package's own folder; test_included.py",
     "storage.outputs": "steps of `grood eval`; test_outputs.py",
+    "storage.packed": "a step of OutputsCache; test_cache.py",
+    "storage.parts": "steps of a pass; test_parts.py",
     "storage.saving": "a step of OODClassifier's save and load; test_saving.py",
     "support.files": "steps of doors that name the argument",
     "support.manifest": "takes what a file holds; test_saving.py, test_fuzz.py",
@@ -276,6 +279,7 @@ def fitted() -> dict[str, Any]:
         "noise": None,
         "validation": None,
         "id_validation": tiny.pairs(8, 0),
+        "memo": make_anew,
     }
 
 

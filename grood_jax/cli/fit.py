@@ -52,6 +52,8 @@ def _fit(
     directory = config.output_dir or pipeline.default_directory(benchmark.name, config.detector)
     if crew.leads:
         require_directory("output_dir", directory)
+        if config.cache_dir is not None:
+            require_directory("cache_dir", config.cache_dir)
     inputs = pipeline.open_inputs(config, benchmark, data, place, crew, say, show_progress)
     made = pipeline.fit(config, detector, inputs)
     made.save(directory)

@@ -70,6 +70,10 @@ class Share:
             yield from self.read(own)
             return
         # Others have rows, and what is exchanged must have their shapes.
+        yield from self.without_rows()
+
+    def without_rows(self) -> Iterator[Batch]:
+        """A batch of which no row is valid; none where there are no rows at all."""
         for batch in self.read(self.rows[:1]):
             yield replace(batch, valid=np.zeros_like(batch.valid))
 

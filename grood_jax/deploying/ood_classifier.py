@@ -34,6 +34,7 @@ from grood_jax.passes.forward import (
     TrainingBatches,
     extract_labelled,
 )
+from grood_jax.passes.memo import Memo, make_anew
 from grood_jax.passes.processes import Processes
 from grood_jax.passes.training_pass import TrainingPass
 from grood_jax.storage import checkpoints, saving
@@ -163,6 +164,7 @@ class OODClassifier:
         noise: Callable[[int, Array], Iterable[Batch]] | None = None,
         validation: Any = None,
         id_validation: Any = None,
+        memo: Memo = make_anew,
     ) -> "OODClassifier":
         """Fits a detector and sets its threshold.
 
@@ -199,6 +201,8 @@ class OODClassifier:
           id_validation: labelled ID images, as the other sets, for detectors that are better
             fitted with what the network was not trained on, `temperature_scaling` for example;
             none of ``calibration``'s, or what is promised does not hold.
+          memo: remembers what the network makes of the training images, or has it made: a
+            `grood_jax.storage.cache.OutputsCache`, which is about just these images and network.
 
         Raises:
           TypeError: an argument of the wrong type; ``train_batches`` can be read only once.
@@ -216,6 +220,8 @@ class OODClassifier:
             raise TypeError(
                 f"detector is {detector!r}; expected a Detector, as detectors.create makes it"
             )
+        if not isinstance(memo, Memo):
+            raise TypeError(f"memo is {memo!r}; expected a grood_jax.storage.cache.OutputsCache")
         crew = processes.met()
         with crew.together():
             made = cls._fitted(
@@ -229,6 +235,7 @@ class OODClassifier:
                 noise,
                 validation,
                 id_validation,
+                memo,
             )
         _require_enough(made)
         return made
@@ -246,6 +253,7 @@ class OODClassifier:
         noise: Callable[[int, Array], Iterable[Batch]] | None,
         validation: Any,
         id_validation: Any,
+        memo: Memo,
     ) -> "OODClassifier":
         """What `fit` makes; of several processes each reads its share, and all have the whole."""
         place = crew.index, crew.count
@@ -265,6 +273,7 @@ class OODClassifier:
             noise=noise or noise_as(opener, train),
             validation=_function_of(opener, validation, crew),
             id_validation=_outputs_of(opener, id_validation, train.classes, crew),
+            memo=crew.agreed(memo),
         )
         fitted = fitting.fit_all(fitter, {detector.name: detector})
         held_out = opener.open("calibration", calibration, labels=False).shared(*place)

@@ -5,7 +5,7 @@ What is printed and written stands in `grood_jax.cli.fit`.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -24,6 +24,7 @@ from grood_jax.evaluation.classifier import Place, find_classifier
 from grood_jax.evaluation.own_model import OwnModel
 from grood_jax.evaluation.pipeline import explained, present
 from grood_jax.evaluation.tuning import create_candidates
+from grood_jax.passes.memo import Memo, make_anew
 from grood_jax.passes.processes import Processes
 from grood_jax.passes.reading import Reader
 from grood_jax.storage.checkpoints import Loaded
@@ -40,6 +41,7 @@ class Inputs:
       read: gives batches of sets.
       held_out: test images that set the threshold.
       checked: the other test images, on which what is promised is checked.
+      memo: remembers what the network makes of training images, or has it made.
     """
 
     benchmark: Benchmark
@@ -48,6 +50,7 @@ class Inputs:
     read: Reader
     held_out: ImageSet
     checked: ImageSet
+    memo: Memo = make_anew
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,9 @@ def open_inputs(
         held_out, checked = divided_test_set(config, data.test)
     else:
         held_out, checked = data.test, PartOfSet(data.test, np.zeros(0, np.int64), "check")
-    return Inputs(benchmark, data, loaded, read, held_out, checked)
+    backbone = loaded.backbone(config.cut)
+    memo = evaluation.memo_of(config, loaded, backbone, data, say, read)
+    return Inputs(benchmark, data, loaded, read, held_out, checked, memo)
 
 
 def divided_test_set(config: FitConfig, test: ImageSet) -> tuple[ImageSet, ImageSet]:
@@ -174,11 +179,13 @@ def fit(config: FitConfig, detector: Detector, inputs: Inputs) -> Deployment:
     """
     loaded, read, data, benchmark = inputs.loaded, inputs.read, inputs.data, inputs.benchmark
     held_in = data.id_validation
+    # Where training images set the threshold, what is fitted on is not all of the training set.
+    memo = inputs.memo if inputs.held_out else make_anew
     classifier = explained(
         config.limit,
         lambda: OODClassifier.fit(
             loaded.backbone(config.cut),
-            read.training(data.train),
+            replace(read, memo=memo).training(data.train),
             detector=detector,
             calibration=read(inputs.held_out, "calibration images") if inputs.held_out else None,
             key=_keys(config)[1],
@@ -187,6 +194,7 @@ def fit(config: FitConfig, detector: Detector, inputs: Inputs) -> Deployment:
             noise=read.noise,
             validation=lambda: read(present(data.validation), "held-out OOD images"),
             id_validation=None if held_in is None else read(held_in, "ID validation images"),
+            memo=memo,
         ),
     )
     names = benchmark.class_names or tuple(map(str, range(benchmark.num_classes)))

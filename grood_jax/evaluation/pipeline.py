@@ -265,7 +265,7 @@ def open_inputs(
         as_bytes=True,
         content=config.whole_fingerprints,
     )
-    memo = crew.agreed(_memo(config, loaded, backbone, data, say, read))
+    memo = crew.agreed(memo_of(config, loaded, backbone, data, say, read))
     read = replace(read, memo=memo)
     return Inputs(config, benchmark, data, loaded, directory, backbone, read, memo)
 
@@ -617,14 +617,24 @@ def foundation(loaded: Loaded | OwnModel, data: OpenBenchmark) -> dict[str, Any]
     return {"classifier": loaded.fingerprint, **found}
 
 
-def _memo(
-    config: EvalConfig,
+def memo_of(
+    config: Setting,
     loaded: Loaded | OwnModel,
     backbone: Backbone,
     data: OpenBenchmark,
     say: Callable[[str], None],
     read: Reader,
 ) -> Memo:
+    """What remembers the network's outputs; all processes must ask at the same time.
+
+    Args:
+      config: where it keeps them, if anywhere.
+      loaded: the classifier.
+      backbone: the same, cut.
+      data: the sets.
+      say: takes lines on files that cannot be used or written.
+      read: knows what tells sets apart.
+    """
     if config.cache_dir is None:
         return make_anew
     about = {
@@ -634,7 +644,8 @@ def _memo(
         "train": read.identity(data.train),
         "validation": None if data.validation is None else read.identity(data.validation),
         "versions": provenance.versions(),
-        "device": provenance.device(),
+        # Other numbers of processes give the same, and go on where fewer or more were ended.
+        "device": provenance.device(local=True),
     }
     return OutputsCache(config.cache_dir, about, say)
 

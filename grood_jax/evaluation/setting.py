@@ -43,6 +43,8 @@ class Setting:
       num_processes: how many there are.
       process_id: this one's number, from 0.
       start_seconds: how long processes wait for one another at the start.
+      cache_dir: keep the network's outputs there, as they are made; a run that was ended goes on
+        where it stopped, and the next one with the same network and images runs no network.
     """
 
     dataset: str = "digits"
@@ -62,6 +64,7 @@ class Setting:
     num_processes: int | None = None
     process_id: int | None = None
     start_seconds: int = START_SECONDS
+    cache_dir: Path | None = None
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -109,8 +112,6 @@ class EvalConfig(Setting):
       skip_bad_images: leave out images that cannot be read, and count them, instead of ending.
       search: choose options that are not given by the AUROC on ID and OOD validation images;
         every tenth ID test image is for validation then, and no longer in the test set.
-      cache_dir: keep the network's outputs there; the next evaluation of the same network on the
-        same images runs no network.
       whole_fingerprints: tell sets apart by all their content; by default where that is more than
         256 MiB, by labels and by names, sizes and times of change of their files.
       format: of the tables that are printed.
@@ -128,7 +129,6 @@ class EvalConfig(Setting):
     skip_missing: bool = False
     skip_bad_images: bool = False
     search: bool = False
-    cache_dir: Path | None = None
     whole_fingerprints: bool = False
     format: Form = "table"
     report: bool = True

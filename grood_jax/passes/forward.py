@@ -35,8 +35,8 @@ from grood_jax.passes.devices import (
     everywhere,
     mesh_of,
 )
-from grood_jax.passes.memo import Form, Memo, make_anew
-from grood_jax.passes.processes import joined
+from grood_jax.passes.memo import Form, Memo, make_anew, parts_of
+from grood_jax.passes.parts import Span, run_pass
 from grood_jax.support.errors import UserError, first_line
 
 Labelled = tuple[Outputs, Int[np.ndarray, " n"]]
@@ -96,14 +96,17 @@ def extract_labelled(
     """
     mesh = mesh_of(backbone)
 
-    def results() -> Iterator[tuple[Any, Bool[np.ndarray, " b"]]]:
+    def results(
+        batches: Iterable[Batch], rows: Span | None, fresh: bool
+    ) -> Iterator[tuple[Any, Bool[np.ndarray, " b"]]]:
         early = everywhere(early_prototypes, mesh)
         for batch in batches:
             outputs = network_outputs(backbone, divided(batch.images, mesh), early, needs, mesh)
             yield (outputs, batch.labels), batch.valid
 
     form = labelled_form(needs)
-    return memo(about or {}, form, lambda: joined(batches, form, lambda: gathered(results())))
+    parts = parts_of(memo, about or {})
+    return memo(about or {}, form, lambda: run_pass(batches, form, results, parts=parts))
 
 
 def labelled_form(needs: tuple[Need, ...] = ()) -> Form[Labelled]:
@@ -169,43 +172,6 @@ def _require_pooled(backbone: Backbone, name: str, images: Any) -> None:
     apart = np.abs(means - features).max()
     if not apart <= POOLED * np.abs(features).max():
         raise UserError(f"{expected}; the mean differs from the features by up to {apart:.3g}")
-
-
-def valid_rows(tree: Any, valid: Bool[np.ndarray, " b"]) -> Any:
-    """The valid rows of a batch's results, in host memory."""
-    # Beyond these are rows that make the batch divisible among devices.
-    return jax.tree.map(lambda array: np.asarray(array)[: len(valid)][valid], tree)
-
-
-def gathered(
-    results: Iterable[tuple[Any, Bool[np.ndarray, " b"]]],
-    keep: Callable[[Any, Bool[np.ndarray, " b"]], Any] = valid_rows,
-) -> Any:
-    """The valid rows of all batches' results, joined.
-
-    Each result is fetched when the next is under way, so that the device does not wait.
-
-    Args:
-      results: of each batch, with which of its rows are valid.
-      keep: gives the valid rows, where they are to be joined.
-
-    Raises:
-      ValueError: there is no batch.
-    """
-    parts: list[Any] = []
-    waiting: list[tuple[Any, np.ndarray]] = []
-    for result in results:
-        parts += [keep(*waiting.pop())] if waiting else []
-        waiting.append(result)
-    if not waiting:
-        raise ValueError("batches is empty; expected at least one batch")
-    parts.append(keep(*waiting.pop()))
-
-    def join(*arrays: Any) -> Any:
-        # JAX's stay on their device.
-        return (jnp if isinstance(arrays[0], jax.Array) else np).concatenate(arrays)
-
-    return jax.tree.map(join, *parts)
 
 
 @partial(jax.jit, static_argnames=("needs", "mesh"))

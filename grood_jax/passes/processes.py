@@ -21,7 +21,7 @@ from grood_jax.data import Batch, Share
 from grood_jax.maths.prototypes import ClassMeans, merge
 from grood_jax.passes import runtime
 from grood_jax.passes.coordinator import START_SECONDS
-from grood_jax.passes.memo import Form, Memo
+from grood_jax.passes.memo import Arrays, Form, Memo, Parts, parts_of
 from grood_jax.support import provenance
 from grood_jax.support.errors import UserError, first_line
 
@@ -41,11 +41,6 @@ class Stopped(Exception):
     """
 
 
-def block_of(batches: Iterable[Batch], count: int) -> slice:
-    """Where the batches' rows lie among the ``count`` that were asked for."""
-    return batches.block if isinstance(batches, Share) else slice(0, count)
-
-
 def joined(batches: Iterable[Batch], form: Form[T], make: Callable[[], T]) -> T:
     """Results with a row for each valid one of the batches, of all processes if a `Share`.
 
@@ -57,28 +52,40 @@ def joined(batches: Iterable[Batch], form: Form[T], make: Callable[[], T]) -> T:
     Raises:
       Stopped: a process failed; for another reason than its own, in all but that one.
     """
-    if not isinstance(batches, Share):
+    if not _divided(batches):
+        return make()
+    return form.from_arrays(joined_arrays(batches, lambda: form.to_arrays(make())))
+
+
+def joined_arrays(batches: Iterable[Batch], make: Callable[[], Arrays]) -> Arrays:
+    """As `joined`, of arrays with a row for each valid one of the batches."""
+    if not _divided(batches):
         return make()
     try:
-        arrays = form.to_arrays(make())
+        arrays = make()
     except Exception as error:
         raise Stopped(str(error)) from error
-    return form.from_arrays({name: _joined(arrays[name]) for name in sorted(arrays)})
+    return {name: _joined(arrays[name]) for name in sorted(arrays)}
+
+
+def said_by_all(batches: Iterable[Batch], text: str) -> list[str]:
+    """What each process that has a share of the batches says; short."""
+    return _said(text) if _divided(batches) else [text]
 
 
 def joined_means(batches: Iterable[Batch], means: ClassMeans) -> ClassMeans:
     """Means over the batches, of all processes if these are a `Share`."""
-    if not isinstance(batches, Share):
+    if not _divided(batches):
         return means
-    own = jax.tree.map(np.asarray, means)
-    fields = (own.means, own.counts)
+    fields = np.asarray(means.means), np.asarray(means.counts)
     made = tuple(np.zeros_like(array) for array in fields)
-    counts = _round(len(own.counts))
+    counts = _round(len(fields[1]))
     # Cut alike, by the largest: blocks of both are of the same classes.
-    size = _rows_at_once(own.means, counts)
+    size = _rows_at_once(fields[0], counts)
     for blocks in zip(*(_blocks(array, counts, size) for array in fields), strict=True):
         start = blocks[0][0]
-        parts = [ClassMeans(*part) for part in zip(*(block for _, block in blocks), strict=True)]
+        pairs = zip(*(block for _, block in blocks), strict=True)
+        parts = [ClassMeans(*map(jax.numpy.asarray, pair)) for pair in pairs]
         merged = reduce(merge, parts)
         for array, values in zip(made, (merged.means, merged.counts), strict=True):
             part = array[start : start + size]
@@ -202,29 +209,53 @@ class Processes:
         return json.loads(_said(json.dumps(make()) if self.leads else "null")[0])
 
     def agreed(self, memo: Memo) -> Memo:
-        """A `Memo` that only the first process has, and that gives all of them its results."""
-        if self.count == 1:
-            return memo
+        """A `Memo` that only the first process has, and that gives all of them its results.
 
-        def ask(about: Mapping[str, Any], form: Form[T], make: Callable[[], T]) -> T:
-            if not self.leads:
-                wanted = _round()[0] == WANTED
-                return make() if wanted else form.from_arrays(_from_first({}))
-            asked = False
+        Parts of them each process keeps where its own memo does.
+        """
+        return memo if self.count == 1 else _Agreed(memo, self.leads)
 
-            def make_together() -> T:
-                nonlocal asked
-                asked = True
-                _round(WANTED)
-                return make()
 
-            results = memo(about, form, make_together)
-            if not asked:
-                _round(HELD)
-                _from_first(form.to_arrays(results))
+@dataclass(frozen=True)
+class _Agreed:
+    memo: Memo
+    leads: bool
+
+    def __call__(self, about: Mapping[str, Any], form: Form[T], make: Callable[[], T]) -> T:
+        if not self.leads:
+            if _round()[0] == HELD:
+                arrays = _from_first({})
+                if (own := self.parts(about)) is not None:
+                    own.remove_all_of(arrays)
+                return form.from_arrays(arrays)
+            results = make()
+            self._forget_parts(about)
             return results
+        asked = False
 
-        return ask
+        def make_together() -> T:
+            nonlocal asked
+            asked = True
+            _round(WANTED)
+            return make()
+
+        results = self.memo(about, form, make_together)
+        if asked:
+            self._forget_parts(about)
+        else:
+            _round(HELD)
+            _from_first(form.to_arrays(results))
+        return results
+
+    def parts(self, about: Mapping[str, Any]) -> Parts | None:
+        return parts_of(self.memo, about)
+
+    def _forget_parts(self, about: Mapping[str, Any]) -> None:
+        """Each process its own, once the first has none any more: it has kept the whole."""
+        own = self.parts(about)
+        left = 0 if own is None else int(own.there)
+        if not _round(left)[0] and own is not None:
+            own.remove()
 
 
 ALONE = Processes()
@@ -278,6 +309,11 @@ def met() -> Processes:
 def leads() -> bool:
     """Whether this is the first of the processes that have met, which writes; or alone."""
     return runtime.own_place()[0] == 0
+
+
+def _divided(batches: Iterable[Batch]) -> bool:
+    """Whether other processes have batches of the same rows."""
+    return isinstance(batches, Share) and batches.count > 1
 
 
 def _said(text: str, failed: bool = False) -> list[str]:

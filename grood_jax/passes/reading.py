@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from grood_jax import benchmarks
-from grood_jax.data import ArraySet, Batch, ImageSet, Preprocessing, batches, builtin
+from grood_jax.data import ArraySet, Batch, ImageSet, Preprocessing, Share, batches, builtin
 from grood_jax.data.sets import UnreadableImage
 from grood_jax.passes.forward import TrainingBatches
 from grood_jax.passes.memo import Form, Memo, make_anew
@@ -58,15 +58,18 @@ class Reader:
     _identities: dict[int, tuple[ImageSet, dict[str, Any]]] = field(
         default_factory=dict, repr=False
     )
-    _passed: dict[int, ImageSet] = field(default_factory=dict, repr=False)
+    _looked: dict[int, tuple[ImageSet, np.ndarray]] = field(default_factory=dict, repr=False)
 
     def __call__(
         self, images: ImageSet, name: str, rows: np.ndarray | None = None
     ) -> Iterable[Batch]:
         """Batches of a set; of some rows, in their order."""
         chosen = np.arange(len(images)) if rows is None else rows
-        read = self._own if rows is not None else self._whole
-        return self.crew.share(partial(read, images, name), chosen)
+        read = partial(self._own, images, name)
+        if self.memo is make_anew:
+            return self.crew.share(read, chosen)
+        # A pass that is taken up again asks for some of the rows.
+        return Share(read, chosen, self.crew.index, self.crew.count)
 
     def training(self, images: ImageSet) -> TrainingBatches:
         """Batches of a training set, and again of some of its images that could be read."""
@@ -128,9 +131,12 @@ class Reader:
         own = self.bad.of(images)
 
         def make() -> np.ndarray:
-            if id(images) not in self._passed:
+            block = Share(list, np.arange(len(images)), self.crew.index, self.crew.count).block
+            looked = self._looked_at(images)
+            unseen = np.arange(len(images))[block][~looked[block]]
+            if len(unseen):
                 # Where a memo gave the network's outputs, no image has been read yet.
-                for _ in self(images, "looking for unreadable images"):
+                for _ in self._own(images, "looking for unreadable images", unseen):
                     pass
             lines = "".join(json.dumps(pair) + "\n" for pair in sorted(own.items()))
             return self.crew.gathered(np.frombuffer(lines.encode(), np.uint8))
@@ -141,10 +147,9 @@ class Reader:
         own.update((int(row), str(words)) for row, words in map(json.loads, lines.splitlines()))
         return own
 
-    def _whole(self, images: ImageSet, name: str, rows: np.ndarray) -> Iterable[Batch]:
-        """This process's batches of the whole set."""
-        yield from self._own(images, name, rows)
-        self._passed[id(images)] = images
+    def _looked_at(self, images: ImageSet) -> np.ndarray:
+        """Which rows of a set this process has read, or has tried to."""
+        return self._looked.setdefault(id(images), (images, np.zeros(len(images), bool)))[1]
 
     def _own(self, images: ImageSet, name: str, rows: np.ndarray) -> Iterable[Batch]:
         """This process's batches."""
@@ -154,7 +159,7 @@ class Reader:
             assert found is not None
             found[int(rows[place])] = str(error)
 
-        return batches(
+        yield from batches(
             images,
             self.preprocessing,
             batch_size=self.batch_size,
@@ -164,3 +169,4 @@ class Reader:
             on_unreadable=None if found is None else note,
             normalize=not self.as_bytes,
         )
+        self._looked_at(images)[rows] = True

@@ -17,7 +17,7 @@ from grood_jax.backbone.outputs import Mix, Need, Outputs
 from grood_jax.data import Batch
 from grood_jax.detectors import MixedTraining
 from grood_jax.maths.mixup import mix_with_prototypes, other_classes
-from grood_jax.maths.prototypes import ClassMeans, accumulate
+from grood_jax.maths.prototypes import ClassMeans, accumulate, merge
 from grood_jax.passes.devices import (
     ALL,
     DIVIDED,
@@ -31,16 +31,15 @@ from grood_jax.passes.devices import (
 from grood_jax.passes.forward import (
     Labelled,
     TrainingBatches,
-    gathered,
     labelled_form,
     mixed_features,
     network_outputs,
     present_classes,
-    valid_rows,
     with_extra,
 )
-from grood_jax.passes.memo import Arrays, Form, Memo, make_anew
-from grood_jax.passes.processes import block_of, joined, joined_means
+from grood_jax.passes.memo import Arrays, Form, Memo, make_anew, parts_of
+from grood_jax.passes.parts import Span, run_pass, valid_rows
+from grood_jax.passes.processes import joined_means
 from grood_jax.support import checks
 
 T = TypeVar("T")
@@ -113,10 +112,11 @@ class TrainingPass:
 
         mesh = mesh_of(self.backbone)
 
-        def results(batches: Iterable[Batch]) -> Iterator[tuple[Any, Bool[np.ndarray, " b"]]]:
+        def results(
+            batches: Iterable[Batch], own: Span | None, fresh: bool
+        ) -> Iterator[tuple[Any, Bool[np.ndarray, " b"]]]:
             early = everywhere(self.early_prototypes, mesh)
-            own = block_of(batches, len(rows))
-            start = own.start
+            start, stop = own or (0, len(rows))
             for batch in batches:
                 valid = batch.valid
                 part = slice(start, start + int(valid.sum()))
@@ -136,15 +136,14 @@ class TrainingPass:
                     ),
                     valid,
                 )
-            if start != own.stop:
+            if start != stop:
                 raise ValueError(
                     f"train gave other samples than the {len(rows)} rows asked for; expected "
                     "batches of just these rows, in their order"
                 )
 
         def make() -> T:
-            batches = self.train(rows)
-            return joined(batches, form, lambda: gathered(results(batches)))
+            return run_pass(self.train(rows), form, results, parts=parts_of(self.memo, about))
 
         return self.memo(about, form, make)
 
@@ -171,15 +170,24 @@ def run_training_set(
         or no batch.
     """
     form = _training_form(early, needs)
+    about = {"set": "training set"}
 
     def make() -> TrainingResults:
         batches = train(None)
         running = _Running(backbone, early, needs)
-        rows = labelled_form(needs)
-        outputs, labels = joined(batches, rows, lambda: running.outputs_and_labels(batches))
+        # Over several devices, rows are brought together on the host.
+        keep = _on_device if running.mesh is None else valid_rows
+        outputs, labels = run_pass(
+            batches,
+            labelled_form(needs),
+            running.results,
+            parts=parts_of(memo, about),
+            sums=running if early else None,
+            keep=keep,
+        )
         return outputs, labels, running.early_prototypes(batches)
 
-    outputs, labels, prototypes = memo({"set": "training set"}, form, make)
+    outputs, labels, prototypes = memo(about, form, make)
     # What is large beside these stays on the host.
     features, logits = checks.placed(outputs.features), checks.placed(outputs.logits)
     outputs = replace(outputs, features=features, logits=logits)
@@ -211,36 +219,45 @@ class _Running:
     def __init__(self, backbone: Backbone, early: bool, needs: tuple[Need, ...]) -> None:
         self.backbone, self.early, self.needs = backbone, early, needs
         self.mesh = mesh_of(backbone)
-        self.labels: list[Int[np.ndarray, " b"]] = []
+        self.classes: int | None = None
         self.means: ClassMeans | None = None
 
-    def outputs_and_labels(self, batches: Iterable[Batch]) -> Labelled:
-        # Over several devices, rows are brought together on the host.
-        keep = _on_device if self.mesh is None else valid_rows
-        outputs = gathered(self._results(batches), keep)
-        return outputs, np.concatenate(self.labels).astype(np.int32)
+    def arrays(self) -> Arrays:
+        """The class means so far, of each device its own: what `run_pass` sums."""
+        assert self.means is not None
+        return {"means": np.asarray(self.means.means), "counts": np.asarray(self.means.counts)}
+
+    def add(self, arrays: Arrays) -> None:
+        """Joins class means of other rows."""
+        own = ClassMeans(*(self._on_devices(arrays[name]) for name in ("means", "counts")))
+        self.means = own if self.means is None else merge(self.means, own)
+
+    def _on_devices(self, array: np.ndarray) -> Array:
+        return jnp.array(array) if self.mesh is None else divided(array, self.mesh)
 
     def early_prototypes(self, batches: Iterable[Batch]) -> Float[Array, "c ..."] | None:
         if self.means is None:
             return None
         return joined_means(batches, of_all_devices(self.means, self.mesh)).means
 
-    def _results(
-        self, batches: Iterable[Batch]
-    ) -> Iterator[tuple[Outputs, Bool[np.ndarray, " b"]]]:
+    def results(
+        self, batches: Iterable[Batch], rows: Span | None, fresh: bool
+    ) -> Iterator[tuple[Labelled, Bool[np.ndarray, " b"]]]:
+        """Outputs and labels of each batch; where they are fresh, class means take them in."""
         for batch in batches:
-            if not self.labels:
+            first = self.classes is None
+            if self.classes is None:
                 hidden, logits = jax.eval_shape(_hidden_and_logits, self.backbone, batch.images)
-                count = logits.shape[1]
-                if self.early:
-                    self.means = no_means(count, hidden.shape[1:], self.mesh)
-            self.labels.append(batch.labels[batch.valid])
+                self.classes = logits.shape[1]
+                if self.early and self.means is None:
+                    self.means = no_means(self.classes, hidden.shape[1:], self.mesh)
             # A label that is no class would spoil the means: say so before the pass goes on.
-            checks.classes("labels of the training set", self.labels[-1], count, ("N",))
-            outputs = self._one(batch)
-            if len(self.labels) == 1:
+            own = batch.labels[batch.valid]
+            checks.classes("labels of the training set", own, self.classes, ("N",))
+            outputs = self._one(batch if fresh else replace(batch, valid=_none(batch)))
+            if first:
                 self._check_rows(batch, outputs)
-            yield outputs, batch.valid
+            yield (outputs, batch.labels.astype(np.int32)), batch.valid
 
     def _check_rows(self, batch: Batch, outputs: Outputs) -> None:
         rows = np.flatnonzero(batch.valid)
@@ -248,7 +265,7 @@ class _Running:
             return
         copies = np.broadcast_to(batch.images[rows[:1]], batch.images.shape)
         # None is valid, so that nothing is summed; and nothing is compiled for it.
-        alone = self._one(replace(batch, images=copies, valid=np.zeros_like(batch.valid)))
+        alone = self._one(replace(batch, images=copies, valid=_none(batch)))
         _require_rows_alone(outputs, alone, int(rows[0]))
 
     def _one(self, batch: Batch) -> Outputs:
@@ -285,13 +302,21 @@ def _require_rows_alone(outputs: Outputs, alone: Outputs, row: int) -> None:
             )
 
 
-def _on_device(outputs: Outputs, valid: Bool[np.ndarray, " b"]) -> Outputs:
+def _none(batch: Batch) -> Bool[np.ndarray, " b"]:
+    """No row as valid: nothing is summed, by the same compiled program."""
+    return np.zeros_like(batch.valid)
+
+
+def _on_device(
+    labelled: Labelled, valid: Bool[np.ndarray, " b"]
+) -> tuple[Outputs, Int[np.ndarray, " v"]]:
     """The valid rows, features and logits where they are: detectors are fitted there."""
+    outputs, labels = labelled
     features, logits = (checks.placed(part) for part in (outputs.features, outputs.logits))
     if not valid.all():
         chosen = np.flatnonzero(valid)
         features, logits = checks.rows(features, chosen), checks.rows(logits, chosen)
-    return Outputs(features, logits, valid_rows(outputs.extra, valid))
+    return Outputs(features, logits, valid_rows(outputs.extra, valid)), labels[valid]
 
 
 def _hidden_and_logits(

@@ -7,19 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from grood_jax.passes.memo import Arrays, Form
-from grood_jax.support import manifest as manifests
-from grood_jax.support import npz
-from grood_jax.support.files import open_regular, written_whole
+from grood_jax.storage import packed
+from grood_jax.storage.parts import PartsFolder
 
 T = TypeVar("T")
 
 KIND = "outputs"
-
-MANIFEST = "manifest"
-"""The array of a file that is its manifest, as text."""
 
 
 @dataclass(frozen=True)
@@ -47,35 +41,36 @@ class OutputsCache:
           form: how they are arrays.
           make: computes them.
         """
-        key = json.dumps({**self.about, **about}, sort_keys=True)
-        everything = json.loads(key)
-        path = self.directory / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+        path, everything = self._place(about)
         held = self._read(path, everything)
         if all(name in held or f"{name} 0" in held for name in form.names):
+            # A run may have been killed when all was there, and before it removed them.
+            self.parts(about).remove_all_of(held)
             return form.from_arrays(held)
         results = make()
-        self._write(path, everything, held | form.to_arrays(results))
+        if self._write(path, everything, held | form.to_arrays(results)):
+            self.parts(about).remove()
         return results
+
+    def parts(self, about: Mapping[str, Any]) -> PartsFolder:
+        """Where parts of the same lie until all of it is there; see `__call__`."""
+        path, everything = self._place(about)
+        return PartsFolder(path.with_suffix(".parts"), everything, self.say)
+
+    def _place(self, about: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+        """The file of results, and what it says that they depend on."""
+        key = json.dumps({**self.about, **about}, sort_keys=True)
+        name = hashlib.sha256(key.encode()).hexdigest()[:32]
+        return self.directory / f"{name}.npz", json.loads(key)
 
     def _read(self, path: Path, about: dict[str, Any]) -> Arrays:
         if not path.exists():
             return {}
         try:
-            # Opened here: NumPy leaves a broken file open.
-            with open_regular(path) as stream:
-                arrays = npz.read(stream)
-            if MANIFEST not in arrays:
-                self.say(f"cache: {path} was written by an earlier version; it is made anew")
-                return {}
-            contents = json.loads(str(arrays.pop(MANIFEST)[()]))
-            manifest = manifests.read(contents, KIND, str(path))
-            layouts = manifest.arrays[KIND]
-            # Files of NumPy do not know low precision by name.
-            arrays = {
-                name: a.view(layouts[name].dtype) if a.dtype.kind == "V" else a
-                for name, a in arrays.items()
-            }
-            manifest.check(KIND, arrays)
+            manifest, arrays = packed.read(path, KIND)
+        except packed.NoManifest:
+            self.say(f"cache: {path} was written by an earlier version; it is made anew")
+            return {}
         except Exception as error:
             # NumPy and zipfile raise whatever their layers raise on a broken file.
             self.say(f"cache: {path} is damaged ({error}); it is made anew")
@@ -85,11 +80,14 @@ class OutputsCache:
             return {}
         return arrays
 
-    def _write(self, path: Path, about: dict[str, Any], arrays: Arrays) -> None:
-        manifest = json.dumps(manifests.write(KIND, about, {KIND: arrays}))
-        contents: dict[str, Any] = {MANIFEST: np.array(manifest), **arrays}
+    def _write(self, path: Path, about: dict[str, Any], arrays: Arrays) -> bool:
+        """Whether it could be written."""
         try:
-            with written_whole(path) as unfinished:
-                np.savez(unfinished, **contents)
+            packed.write(path, KIND, about, arrays)
         except OSError as error:
             self.say(f"cache: {path} could not be written ({error}); going on without")
+            return False
+        for left in path.parent.glob(f".*.{path.name}"):
+            # By a process that was killed while it wrote.
+            left.unlink(missing_ok=True)
+        return True

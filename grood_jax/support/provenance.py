@@ -61,11 +61,15 @@ def versions() -> dict[str, str]:
     return by_package
 
 
-def device() -> str:
-    """The devices that JAX computes on and the machine that they are in, in words."""
+def device(*, local: bool = False) -> str:
+    """The devices that JAX computes on and the machine that they are in, in words.
+
+    Args:
+      local: of several processes, only those of this one.
+    """
     import jax
 
-    devices = jax.devices()
+    devices = jax.local_devices() if local else jax.devices()
     kind = f"{len(devices)} × {devices[0].platform} ({devices[0].device_kind})"
     return f"{kind}; {os.cpu_count()} {platform.machine()} cores, {platform.system()}"
 
