@@ -40,7 +40,7 @@ def test_an_unknown_detector_is_refused_with_the_nearest(door):
 
 
 def test_an_unknown_option_is_refused_with_the_nearest():
-    message = "grood has no option 'sampling_rate'; expected ood_prototype, score, k, "
+    message = "grood has no option 'sampling_rate'; expected ood_prototype, score, space, "
     with pytest.raises(ValueError, match=message + ".*; did you mean 'sampling_ratio'?"):
         detectors.create("grood", sampling_rate=0.5)
 
