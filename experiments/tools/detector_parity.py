@@ -434,7 +434,10 @@ def openood_cases(root: Path, num_classes: int, std: tuple[float, ...]) -> Itera
     why = "k-means has other seeds; the peer adds 1e-45 to densities, so that far ones are equal"
     yield Case("gmm", create("gmm"), "OpenOOD", found, why)
 
-    for noise, why in ((0.0, "no step"), (0.0014, "the peer's default: a step of each image")):
+    for noise, why in (
+        (0.0, "no step; the peer multiplies in float32"),
+        (0.0014, "the peer's default: a step of each image"),
+    ):
         ensemble = {"noise": noise, "feature_type_list": ["mean"], "alpha_list": [1.0]}
         ensemble |= {"reduce_dim_list": ["none"]}
         found = postprocessor(
