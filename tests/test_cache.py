@@ -8,6 +8,7 @@ import zipfile
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from damage import changed, cut_short, emptied
 
 from grood_jax.conformal.drift import DriftMonitor
 from grood_jax.passes.memo import Form
@@ -80,21 +81,6 @@ def test_arrays_that_are_missing_join_those_that_are_there(memo):
     memo(ABOUT, form("features", "grams"), make)
     held = memo(ABOUT, form("grams", "labels"), make)
     assert make.count == 1 and set(held) == {"features", "labels", "grams 0", "grams 1"}
-
-
-def cut_short(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def emptied(path):
-    path.write_bytes(b"")
-
-
-def changed(path):
-    with np.load(path) as file:
-        arrays = dict(file)
-    arrays["features"] = arrays["features"] + 1
-    np.savez(path, **arrays)
 
 
 def another(path):

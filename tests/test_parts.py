@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_network
+from damage import changed, cut_short, emptied
 
 from grood_jax.backbone.outputs import LayerMeans, Mix
 from grood_jax.data import ArraySet, Preprocessing
@@ -296,22 +297,6 @@ def test_batches_of_another_size_go_on(run, monkeypatch, said):
         run(train, kill=5)
     same(run(train, batch=9), expected, 1e-6)
     assert said == [f"training set: taken up at row 16 of {COUNT}"]
-
-
-def cut_short(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def emptied(path):
-    path.write_bytes(b"")
-
-
-def changed(path):
-    with np.load(path) as file:
-        held = dict(file)
-    name = "means" if "means" in held else "features"
-    held[name] = held[name] + 1
-    np.savez(path, **held)
 
 
 def of_another_set(path):
