@@ -128,6 +128,14 @@ def scaled_rows(rows: Float[Array, "b d"], exponent: float) -> Float[Array, "b d
     return unit_rows(rows) * jnp.minimum(powers, LARGEST)
 
 
+def in_blocks(rows: Float[Array, "m d"], most: int) -> Float[Array, "g r d"]:
+    """Rows in blocks of equal length, ``most`` at the most, the last one padded with zeros."""
+    count = len(rows)
+    blocks = -(-count // most)
+    length = -(-count // blocks)
+    return jnp.pad(rows, ((0, blocks * length - count), (0, 0))).reshape(blocks, length, -1)
+
+
 def exponent_of(normalize: bool, exponent: float | int | None) -> float:
     """The power of the norm by which features are divided; ``normalize`` is 1.
 

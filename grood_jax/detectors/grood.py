@@ -289,12 +289,10 @@ class _Grood:
 
     def fit(self, training: Training, key: Array) -> GroodState:
         """Prototypes, and the bank where there is one."""
-        logits, counts = training.outputs.logits, np.bincount(np.asarray(training.labels))
-        counts = np.pad(counts, (0, logits.shape[1] - len(counts)))
-        require_classes("sample", counts, self.present or None, ADVICE)
-        whitening = self._whitening(training, counts)
+        logits, whitening = training.outputs.logits, self._whitening(training)
         features = _brought(training.outputs.features, self.space, whitening)
-        prototypes, _ = class_prototypes(features, training.labels, logits.shape[1])
+        prototypes, counts = class_prototypes(features, training.labels, logits.shape[1])
+        require_classes("sample", counts, self.present or None, ADVICE)
         if self.present:
             prototypes = prototypes[np.asarray(self.present)]
         if self.by == "norm":
@@ -313,15 +311,15 @@ class _Grood:
         return GroodState(prototypes, center, bank, whitening)
 
     def _whitening(
-        self, training: Training, counts: Int[np.ndarray, " c"]
+        self, training: Training
     ) -> tuple[Float[Array, " d"], Float[Array, "d r"]] | None:
         """What brings features to the whitened space; None for the others."""
         if self.space != "whitened":
             return None
         # Classes that have no sample have no mean, and do not count.
-        places = np.cumsum(counts > 0) - 1
-        labels = checks.placed(places[np.asarray(training.labels)].astype(np.int32))
-        logits = checks.placed(np.zeros((len(labels), places[-1] + 1), np.float32))
+        there, places = np.unique(np.asarray(training.labels), return_inverse=True)
+        logits = checks.placed(np.zeros((len(places), len(there)), np.float32))
+        labels = checks.placed(places.astype(np.int32))
         own = Training(Outputs(training.outputs.features, logits), labels)
         found = fit_class_gaussians("grood", own, shrinkage=SHRINKAGE)
         return found.center, found.whitening

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from grood_jax.backbone.outputs import Outputs
 from grood_jax.detectors._statistics import (
+    in_blocks,
     product,
     rows_of_bank,
     training_features,
@@ -107,7 +108,4 @@ def _bank(
     features: Float[Array, "m d"], logits: Float[Array, "m c"], most: int
 ) -> Float[Array, "g r d"]:
     """Unit features times their energies, in blocks of so many at most, padded with zeros."""
-    rows = unit_rows(features) * jax.nn.logsumexp(logits, axis=1)[:, None]
-    blocks = -(-len(rows) // most)
-    length = -(-len(rows) // blocks)
-    return jnp.pad(rows, ((0, blocks * length - len(rows)), (0, 0))).reshape(blocks, length, -1)
+    return in_blocks(unit_rows(features) * jax.nn.logsumexp(logits, axis=1)[:, None], most)

@@ -9,7 +9,13 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from grood_jax.backbone.outputs import Outputs
-from grood_jax.detectors._statistics import product, rows_of_bank, training_features, unit_rows
+from grood_jax.detectors._statistics import (
+    in_blocks,
+    product,
+    rows_of_bank,
+    training_features,
+    unit_rows,
+)
 from grood_jax.detectors.base import Detector, Training
 from grood_jax.support import checks
 
@@ -88,9 +94,5 @@ def relation(
 
 @partial(jax.jit, static_argnames="most")
 def _state(features: Float[Array, "m d"], logits: Float[Array, "m c"], most: int) -> RelationState:
-    count = len(features)
-    groups = -(-count // most)
-    length = -(-count // groups)
-    padding = ((0, groups * length - count), (0, 0))
     parts = unit_rows(features), jax.nn.softmax(logits, axis=1)
-    return RelationState(*(jnp.pad(part, padding).reshape(groups, length, -1) for part in parts))
+    return RelationState(*(in_blocks(part, most) for part in parts))
