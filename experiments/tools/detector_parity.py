@@ -134,9 +134,7 @@ class BridgedResNet(torch.nn.Module):
             self.fc.bias.copy_(torch.from_numpy(np.asarray(bias).copy()))
         self.avgpool = torch.nn.AdaptiveAvgPool2d(1)
         self.feature_size = self.fc.in_features
-        self.backbone = SimpleNamespace(
-            feature_size=self.feature_size, get_fc_layer=lambda: self.fc
-        )
+        self.backbone = SimpleNamespace(feature_size=self.feature_size)
         self._network = backbone
         self._values = jax.jit(_values)
         self._pulled = jax.jit(_pulled)
@@ -229,14 +227,10 @@ def peer_module(root: Path, name: str) -> ModuleType:
     for loaded in [key for key in sys.modules if key.split(".")[0] == "openood"]:
         del sys.modules[loaded]
     parts = name.split(".")
-    for end in range(1, len(parts)):
-        package = ModuleType(".".join(parts[:end]))
-        package.__path__ = [str(root.joinpath(*parts[:end]))]
-        sys.modules[package.__name__] = package
-    for other in ("openood.utils", "openood.preprocessors"):
-        package = ModuleType(other)
-        package.__path__ = [str(root.joinpath(*other.split(".")))]
-        sys.modules[other] = package
+    above = [".".join(parts[:end]) for end in range(1, len(parts))]
+    for package in (*above, "openood.utils", "openood.preprocessors"):
+        empty = sys.modules[package] = ModuleType(package)
+        empty.__path__ = [str(root.joinpath(*package.split(".")))]
     return importlib.import_module(name)
 
 
@@ -468,9 +462,7 @@ def adascale_case(root: Path, variant: str, shift: int, why: str) -> Case:
 
     def network(backbone: Backbone) -> BridgedResNet:
         scale = importlib.import_module("openood.networks.adascale_net").ada_scale
-        made = AdaScaleNet(backbone, scale, variant == "l")
-        made.backbone = SimpleNamespace(feature_size=made.feature_size)
-        return made
+        return AdaScaleNet(backbone, scale, variant == "l")
 
     found = postprocessor(
         *(root, "adascale_postprocessor", "AdaScalePostprocessor", options),
