@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from grood_jax.backbone.backbone import Backbone
 from grood_jax.benchmarks import Benchmark, OpenBenchmark
 from grood_jax.data import ImageSet
 from grood_jax.data.sets import PartOfSet
@@ -38,6 +39,7 @@ class Inputs:
       benchmark: the benchmark's description.
       data: its sets in distribution.
       loaded: the classifier.
+      backbone: the same, cut.
       read: gives batches of sets.
       held_out: test images that set the threshold.
       checked: the other test images, on which what is promised is checked.
@@ -47,6 +49,7 @@ class Inputs:
     benchmark: Benchmark
     data: OpenBenchmark
     loaded: Loaded | OwnModel
+    backbone: Backbone
     read: Reader
     held_out: ImageSet
     checked: ImageSet
@@ -157,7 +160,7 @@ def open_inputs(
         held_out, checked = data.test, PartOfSet(data.test, np.zeros(0, np.int64), "check")
     backbone = loaded.backbone(config.cut)
     memo = evaluation.memo_of(config, loaded, backbone, data, say, read)
-    return Inputs(benchmark, data, loaded, read, held_out, checked, memo)
+    return Inputs(benchmark, data, loaded, backbone, read, held_out, checked, memo)
 
 
 def divided_test_set(config: FitConfig, test: ImageSet) -> tuple[ImageSet, ImageSet]:
@@ -184,7 +187,7 @@ def fit(config: FitConfig, detector: Detector, inputs: Inputs) -> Deployment:
     classifier = explained(
         config.limit,
         lambda: OODClassifier.fit(
-            loaded.backbone(config.cut),
+            inputs.backbone,
             replace(read, memo=memo).training(data.train),
             detector=detector,
             calibration=read(inputs.held_out, "calibration images") if inputs.held_out else None,
