@@ -386,3 +386,10 @@ def test_a_started_device_is_seen(tmp_path):
     start = "import json, os, sys; os.environ['JAX_PLATFORMS'] = 'cpu'; import jax; "
     program = start + "jax.numpy.zeros(1)" + NO_BACKEND
     assert "backend cpu" in in_a_fresh_process(program, tmp_path)
+
+
+def test_no_two_files_of_the_tests_share_a_name():
+    """Each folder of tests is on the path, so that the second of a name could be imported."""
+    files = Path(__file__).parent.rglob("*.py")
+    names = [path.name for path in files if path.name != "conftest.py"]
+    assert len(names) == len(set(names))

@@ -8,7 +8,7 @@ import zipfile
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from damage import changed, cut_short, emptied
+from damaged_files import changed, cut_short, emptied
 
 from grood_jax.conformal.drift import DriftMonitor
 from grood_jax.passes.memo import Form

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_network
-from damage import changed, cut_short, emptied
+from damaged_files import changed, cut_short, emptied
 
 from grood_jax.backbone.outputs import LayerMeans, Mix
 from grood_jax.data import ArraySet, Preprocessing
