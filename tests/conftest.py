@@ -109,6 +109,21 @@ def _all_devices(request, monkeypatch):
         monkeypatch.setattr(jax, "local_devices", local_devices)
 
 
+LONGEST = ("test_notebooks", "test_processes", "test_taken_up", "test_deployment", "test_docs")
+"""Files of which one test may take a minute: where they come last, one core waits for the other."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays: to look for cycles in it takes a tenth of all."""
+    gc.freeze()
+    gc.set_threshold(50_000)
+
+
 def _resident() -> int:
     """Bytes that this process holds; 0 where the system does not say."""
     try:

@@ -23,6 +23,7 @@ def assert_equal_searches(bank, rows):
     np.testing.assert_array_equal(found, gj.nearest_distances(QUERIES, rows, 10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_bank_gives_its_rows_back_in_order(dtype):
     assert_equal_searches(gj.build_bank(ROWS[ORDER], dtype=dtype), ROWS[ORDER])

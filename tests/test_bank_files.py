@@ -16,6 +16,7 @@ ROWS = np.random.default_rng(0).normal(size=(700, 24)).astype(np.float32)
 QUERIES = np.random.default_rng(1).normal(size=(40, 24)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_restored_bank_gives_the_same_bits(tmp_path, dtype):
     bank = gj.build_bank_in_pieces([ROWS[:300], ROWS[300:]], dtype=dtype, memory=2**17)

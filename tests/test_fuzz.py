@@ -8,7 +8,7 @@ or with the answer for a clean copy of the same numbers.
 Each door sees few examples, the same in every run. With GROOD_FUZZ_SECONDS=N in the environment
 new ones are drawn, and each door goes on for its share of N seconds:
 
-  GROOD_FUZZ_SECONDS=3600 python -m pytest tests/test_fuzz.py -n 0 -s
+  GROOD_FUZZ_SECONDS=3600 python -m pytest tests/test_fuzz.py -m "" -n 0 -s
 """
 
 import contextlib
@@ -843,6 +843,7 @@ def command_lines(draw, world):
     assert "Traceback" not in said.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DOORS)
 @pytest.mark.usefixtures("unchecked")
 def test_hostile_input(name, world):

@@ -64,6 +64,7 @@ def alone(program: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_the_mathematics_needs_jax_jaxtyping_and_numpy():
     done = alone(MATHEMATICS)
     assert done.returncode == 0, done.stderr

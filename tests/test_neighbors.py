@@ -123,6 +123,7 @@ def test_every_query_equals_brute_force(kind, k):
     assert_exact(queries, bank, k)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [gaussian, wide_norms, far_from_the_origin])
 @pytest.mark.parametrize(
     "rows, width, k",
@@ -228,6 +229,7 @@ def test_a_bank_of_one_repeated_row():
     assert_exact(queries, bank, 50)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_bits_depend_neither_on_order_nor_on_blocks_nor_on_other_queries(kind):
     queries, bank = made(kind)
@@ -258,6 +260,7 @@ def test_bits_bounded_by_few_axes_depend_neither_on_order_nor_on_blocks_nor_on_o
     np.testing.assert_array_equal(found, expected[::2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_bfloat16_bank_gives_the_bits_of_a_float32_bank(kind, monkeypatch):
     queries, bank = made(kind)

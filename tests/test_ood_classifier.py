@@ -265,6 +265,7 @@ DETECTORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DETECTORS)
 def test_scores_have_the_same_bits_after_loading(kind, tmp_path, key):
     made = fit(DETECTORS[kind], key, per_class=kind == "no state", target_tpr=0.9)

@@ -24,6 +24,7 @@ EIGHT = mesh(bank=8)
 search = jax.jit(gj.nearest_distances, static_argnums=2)
 
 
+@pytest.mark.slow
 def test_the_bits_are_those_of_one_device_in_compiled_code_too():
     for kind in KINDS:
         queries, bank = made(kind)
@@ -40,6 +41,7 @@ def test_neighbours_in_one_shard_may_lie_many_decades_apart():
     np.testing.assert_array_equal(found, gj.nearest_distances(queries, bank, 10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "axes, shape, k",
     [

@@ -133,6 +133,7 @@ def test_a_score_does_not_depend_on_the_scale_of_features_where_its_paper_says_s
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @every_detector
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_scores_of_half_precision_are_those_of_the_same_numbers_in_float32(name, dtype):

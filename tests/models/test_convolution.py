@@ -93,6 +93,7 @@ def convolutions(draw):
     return image_shape, (*size, inputs, outputs), strides, padding, groups
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(convolutions())
 def test_it_is_the_definition(convolution):
@@ -149,6 +150,7 @@ def test_other_layouts_and_ranks():
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_derivatives_are_those_of_the_plain_form(case):
     images, kernel = arrays(*CASES[case][:2])
