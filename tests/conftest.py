@@ -162,11 +162,12 @@ def pytest_runtest_teardown() -> None:
 @pytest.fixture(scope="module")
 def bounded():
     """Small banks are searched by bounds, as large ones are."""
-    from grood_jax.neighbors import searching
+    from grood_jax.neighbors import building, searching
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(searching, "FEW_ROWS", 64)
-        patch.setattr(searching, "FEW_NUMBERS", 64)
+        for module in (building, searching):
+            patch.setattr(module, "FEW_NUMBERS", 64)
         jax.clear_caches()
         yield
     jax.clear_caches()

@@ -52,6 +52,14 @@ def test_few_axes_are_kept_where_they_help(kind, axes):
     assert sum(array.nbytes for array in jax.tree.leaves(bank)) < (0.5 + 5 / 64) * rows.nbytes
 
 
+def test_a_bank_of_few_numbers_keeps_no_axes(monkeypatch):
+    rows = made(near_a_plane, 1003, 1, 64)[1]
+    monkeypatch.setattr(bank_building, "FEW_NUMBERS", rows.size)
+    assert gj.build_bank(rows).axes == 0
+    monkeypatch.setattr(bank_building, "FEW_NUMBERS", rows.size - 1)
+    assert gj.build_bank(rows).axes == 8
+
+
 @pytest.mark.parametrize("kind, count", [(near_a_plane, 1003), (gaussian, 1003), (wide_norms, 130)])
 def test_axes_chosen_on_the_device_are_those_of_the_host(kind, count, monkeypatch):
     rows = made(kind, count, 1, 64)[1] + np.float32(3)

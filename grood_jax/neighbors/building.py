@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, BFloat16, Bool, Float, Int, Shaped
 
 from grood_jax.neighbors.bank import (
+    FEW_NUMBERS,
     GROUP,
     LARGEST,
     Bank,
@@ -265,6 +266,8 @@ def _build(rows: Float[Array, "n d"], memory: int) -> Bank:
 def choose_axes(rows: Float[Array, "n d"]) -> Float[np.ndarray, "d r"]:
     """The principal axes worth keeping for these rows, which stay on their device."""
     count, width = rows.shape
+    if rows.size <= FEW_NUMBERS:
+        return np.zeros((width, 0), np.float32)
     choices = _choices(-(-count // -(-count // POOL)), width)
     if not choices:
         return np.zeros((width, 0), np.float32)

@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from grood_jax.neighbors.bank import (
+    FEW_NUMBERS,
     GROUP,
     HOST_BLOCK,
     LARGEST,
@@ -64,10 +65,6 @@ AGAIN_QUERIES = 8
 FEW_ROWS = 512
 """Rows of a bank that are settled all, without bounds: those take a second longer to compile, and
 save a hundredth of a millisecond a query."""
-
-FEW_NUMBERS = 2**18
-"""Of a bank, up to which no longer lists are made: what is uncertain is searched directly at once.
-Longer lists take a second longer to compile, and save a tenth of a millisecond a query."""
 
 LANES, BARRIERS = 64, (32, 4)
 """Partial sums that are added up column by column, and where their addition is interrupted."""
