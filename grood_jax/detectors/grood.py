@@ -177,16 +177,9 @@ def grood(
     chosen = _checked_sources(ood_prototype)
     _check_options(options, chosen)
     present = checked_present(present_classes)
-    kinds: dict[str, OODSource | None] = {
-        "mixup": MixedTraining(mixup_weight, mixup_samples, present),
-        "noise": Noise(NOISE_IMAGES),
-        "raw-noise": Noise(NOISE_IMAGES, raw=True),
-        "validation": Validation(),
-        "prototype-mean": None,
-    }
+    asked = _asked(chosen, MixedTraining(mixup_weight, mixup_samples, present))
     mix = Mix(interpolate_classes, interpolate_weight, present) if interpolate else None
     own = _Grood(chosen, score, space, k, farthest_fifth, sampling_ratio, bank_dtype, mix, present)
-    asked = tuple(kind for kind in map(kinds.get, chosen) if kind is not None)
     return Detector(
         "grood",
         own.fit,
@@ -206,6 +199,17 @@ def grood(
         compiled=bank_dtype == "float32",
         logits=False,
     )
+
+
+def _asked(sources: Sequence[OODPrototype], mixed: MixedTraining) -> tuple[OODSource, ...]:
+    """What stands for OOD images, of each source that needs something."""
+    kinds: dict[str, OODSource] = {
+        "mixup": mixed,
+        "noise": Noise(NOISE_IMAGES),
+        "raw-noise": Noise(NOISE_IMAGES, raw=True),
+        "validation": Validation(),
+    }
+    return tuple(kinds[source] for source in sources if source in kinds)
 
 
 def _grid(
