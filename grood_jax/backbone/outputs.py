@@ -81,6 +81,14 @@ class LayerMeans(_Request):
 
 
 @dataclass(frozen=True)
+class LayerExtremes(_Request):
+    """A request for the largest and the least number among each sample's middle activations.
+
+    Yields one array (B, 2) float32 of each layer, over all its places and channels.
+    """
+
+
+@dataclass(frozen=True)
 class Nudged(_Request):
     """A request for the features of each image moved where it matters least to its class.
 
@@ -109,7 +117,7 @@ class Deflated(_Request):
     where: Literal["last", "cut"]
 
 
-Need = Mix | Perturbed | Grams | LayerMeans | Nudged | Deflated
+Need = Mix | Perturbed | Grams | LayerMeans | LayerExtremes | Nudged | Deflated
 """What a forward pass can be asked for beside features and logits."""
 
 

@@ -21,6 +21,7 @@ from grood_jax.detectors.base import (
 )
 from grood_jax.detectors.cfood import cfood
 from grood_jax.detectors.combine import combine
+from grood_jax.detectors.combood import combood
 from grood_jax.detectors.dice import dice
 from grood_jax.detectors.energy import energy
 from grood_jax.detectors.entropy import entropy
@@ -70,6 +71,7 @@ _factories: dict[str, Callable[..., Detector]] = {
         ash,
         auto,
         cfood,
+        combood,
         dice,
         energy,
         entropy,
@@ -120,6 +122,7 @@ __all__ = [
     "auto",
     "cfood",
     "combine",
+    "combood",
     "create",
     "dice",
     "energy",

@@ -15,6 +15,7 @@ from grood_jax.backbone.backbone import Backbone
 from grood_jax.backbone.outputs import (
     Deflated,
     Grams,
+    LayerExtremes,
     LayerMeans,
     Need,
     Nudged,
@@ -131,7 +132,8 @@ def require_needs(backbone: Backbone, needs: Mapping[Need, str], images: Any) ->
         its features are no means of the last middle layer, where they should be.
     """
     for need, name in needs.items():
-        layered = isinstance(need, Grams | LayerMeans) or need == Deflated("last")
+        layered = isinstance(need, Grams | LayerMeans | LayerExtremes)
+        layered = layered or need == Deflated("last")
         if layered and backbone.layers is None:
             raise UserError(
                 f"{name} needs the activations of middle layers, and the backbone has none; make "
@@ -225,6 +227,8 @@ def with_extra(
             extra[need] = _deflated(need, backbone, images, hidden)
         elif isinstance(need, LayerMeans):
             extra[need] = tuple(map(_mean_of_places, backbone.middle(images)))
+        elif isinstance(need, LayerExtremes):
+            extra[need] = tuple(map(_largest_and_least, backbone.middle(images)))
         elif early_prototypes is None:
             raise ValueError("early_prototypes is None; expected (C, ...), what is mixed in")
         else:
@@ -237,6 +241,11 @@ def with_extra(
 def _mean_of_places(activations: Float[Array, "b ... c"]) -> Float[Array, "b c"]:
     # In float32, whatever the network computes in: hundreds of places are summed.
     return activations.astype(jnp.float32).mean(axis=tuple(range(1, activations.ndim - 1)))
+
+
+def _largest_and_least(activations: Float[Array, "b ... c"]) -> Float[Array, "b 2"]:
+    flat = activations.reshape(len(activations), -1)
+    return jnp.stack([flat.max(axis=1), flat.min(axis=1)], axis=1).astype(jnp.float32)
 
 
 def _deflated(
