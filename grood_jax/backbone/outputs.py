@@ -117,7 +117,21 @@ class Deflated(_Request):
     where: Literal["last", "cut"]
 
 
-Need = Mix | Perturbed | Grams | LayerMeans | LayerExtremes | Nudged | Deflated
+@dataclass(frozen=True)
+class LocalConcepts(_Request):
+    """A request for how unlike all concepts the place is that is most like one of them.
+
+    Yields (B,) float32 of the features of an image's places (`Backbone.local_features`) and the
+    class head's weights; see `grood_jax.maths.concepts`.
+
+    Attributes:
+      temperature: what the cosines are divided by.
+    """
+
+    temperature: float
+
+
+Need = Mix | Perturbed | Grams | LayerMeans | LayerExtremes | Nudged | Deflated | LocalConcepts
 """What a forward pass can be asked for beside features and logits."""
 
 

@@ -27,6 +27,7 @@ from grood_jax.detectors.energy import energy
 from grood_jax.detectors.entropy import entropy
 from grood_jax.detectors.fdbd import fdbd
 from grood_jax.detectors.gen import gen
+from grood_jax.detectors.gl_mcm import gl_mcm
 from grood_jax.detectors.global_mahalanobis import global_mahalanobis
 from grood_jax.detectors.gmm import gmm
 from grood_jax.detectors.gradnorm import gradnorm
@@ -77,6 +78,7 @@ _factories: dict[str, Callable[..., Detector]] = {
         entropy,
         fdbd,
         gen,
+        gl_mcm,
         global_mahalanobis,
         gmm,
         gradnorm,
@@ -129,6 +131,7 @@ __all__ = [
     "entropy",
     "fdbd",
     "gen",
+    "gl_mcm",
     "global_mahalanobis",
     "gmm",
     "gradnorm",

@@ -54,7 +54,9 @@ class CombOODState:
     whitening: Float[Array, "p p"]
 
 
-def combood(*, k: int = 50, regularization: float = 1.0, sampling_ratio: float = 1.0) -> Detector:
+def combood(
+    *, k: int = 50, regularization: float | int = 1.0, sampling_ratio: float = 1.0
+) -> Detector:
     """CombOOD; the score is ``m² + √D log d_k²``.
 
     ``d_k`` is the distance of the sample's unit features, of D numbers, to the k-th nearest

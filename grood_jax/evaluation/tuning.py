@@ -214,7 +214,7 @@ def _runs(detectors: Sequence[Detector]) -> Iterator[list[Detector]]:
 
 def _aurocs(
     fitter: Fitter, name: str, run: Sequence[Detector], inside: Outputs, outside: Outputs
-) -> list[float | ValueError]:
+) -> Sequence[float | ValueError]:
     """The AUROC of each, or what it raised."""
     if len(run) > 1 and len(run[0].each) == 1:
         ((option, scores),) = run[0].each.items()

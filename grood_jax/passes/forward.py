@@ -17,6 +17,7 @@ from grood_jax.backbone.outputs import (
     Grams,
     LayerExtremes,
     LayerMeans,
+    LocalConcepts,
     Need,
     Nudged,
     Outputs,
@@ -24,6 +25,7 @@ from grood_jax.backbone.outputs import (
     PerturbedMost,
 )
 from grood_jax.data import Batch
+from grood_jax.maths.concepts import unlike_all_concepts
 from grood_jax.maths.deflation import without_largest_component
 from grood_jax.maths.grams import gram_sums
 from grood_jax.maths.mixup import mix_with_prototypes, other_classes
@@ -139,6 +141,8 @@ def require_needs(backbone: Backbone, needs: Mapping[Need, str], images: Any) ->
                 f"{name} needs the activations of middle layers, and the backbone has none; make "
                 "it of a model with a method `activations(images)`, or give it `layers`"
             )
+        if isinstance(need, LocalConcepts):
+            _require_local(backbone, name, images)
         if need == Deflated("last"):
             _require_pooled(backbone, name, images)
         if isinstance(need, Perturbed | Nudged):
@@ -155,6 +159,23 @@ def require_needs(backbone: Backbone, needs: Mapping[Need, str], images: Any) ->
                     f"{name} needs the gradient of the logits with respect to images, and the "
                     f"backbone cannot give it: {line}"
                 ) from error
+
+
+def _require_local(backbone: Backbone, name: str, images: Any) -> None:
+    """Refuses a backbone that gives no features of places, or of another width than its own."""
+    if backbone.local is None:
+        raise UserError(
+            f"{name} needs features of places in an image, and the backbone has none; give `local` "
+            "to Backbone.from_encoder"
+        )
+    given = jnp.asarray(images)
+    places = jax.eval_shape(Backbone.local_features, backbone, given).shape
+    width = jax.eval_shape(lambda own, x: own(x).features, backbone, given).shape[1]
+    if places[-1] != width:
+        raise UserError(
+            f"{name} needs features of places in the space of the image's; local gives width "
+            f"{places[-1]}, and the encoder {width}"
+        )
 
 
 def _require_pooled(backbone: Backbone, name: str, images: Any) -> None:
@@ -229,6 +250,8 @@ def with_extra(
             extra[need] = tuple(map(_mean_of_places, backbone.middle(images)))
         elif isinstance(need, LayerExtremes):
             extra[need] = tuple(map(_largest_and_least, backbone.middle(images)))
+        elif isinstance(need, LocalConcepts):
+            extra[need] = _unlike_all(backbone, images, need.temperature)
         elif early_prototypes is None:
             raise ValueError("early_prototypes is None; expected (C, ...), what is mixed in")
         else:
@@ -246,6 +269,15 @@ def _mean_of_places(activations: Float[Array, "b ... c"]) -> Float[Array, "b c"]
 def _largest_and_least(activations: Float[Array, "b ... c"]) -> Float[Array, "b 2"]:
     flat = activations.reshape(len(activations), -1)
     return jnp.stack([flat.max(axis=1), flat.min(axis=1)], axis=1).astype(jnp.float32)
+
+
+def _unlike_all(
+    backbone: Backbone, images: Float[Array, "b ..."], temperature: float
+) -> Float[Array, " b"]:
+    if backbone.head is None:
+        raise ValueError("backbone has no class head; expected one, whose weights are concepts")
+    concepts = backbone.head(backbone.arrays)[0].astype(jnp.float32).T
+    return unlike_all_concepts(backbone.local_features(images), concepts, temperature)
 
 
 def _deflated(

@@ -15,6 +15,7 @@ from grood_jax.backbone.outputs import (
     Grams,
     LayerExtremes,
     LayerMeans,
+    LocalConcepts,
     Nudged,
     Perturbed,
 )
@@ -69,6 +70,8 @@ def outputs(features, weights, bias, detector):
             extra[need] = jnp.asarray(features * np.float32(0.9))
         if isinstance(need, LayerMeans):
             extra[need] = (features, features[:, ::2])
+        if isinstance(need, LocalConcepts):
+            extra[need] = np.exp(-features.max(axis=1)).astype(np.float32)
         if isinstance(need, LayerExtremes):
             extra[need] = (np.stack([features.max(axis=1), features.min(axis=1)], axis=1),)
     return gj.Outputs(jnp.asarray(features), jnp.asarray(logits), extra)
