@@ -130,27 +130,18 @@ def require_needs(backbone: Backbone, needs: Mapping[Need, str], images: Any) ->
       images: a batch.
 
     Raises:
-      UserError: the backbone has no middle layers, no gradient, does not know the images' scale, or
-        its features are no means of the last middle layer, where they should be.
+      UserError: the backbone has no middle layers, no features of places or of another width, no
+        gradient, does not know the images' scale, or its features are no means of the last middle
+        layer, where they should be.
     """
     for need, name in needs.items():
-        layered = isinstance(need, Grams | LayerMeans | LayerExtremes)
-        layered = layered or need == Deflated("last")
-        if layered and backbone.layers is None:
-            raise UserError(
-                f"{name} needs the activations of middle layers, and the backbone has none; make "
-                "it of a model with a method `activations(images)`, or give it `layers`"
-            )
+        if (reason := lacking(backbone, need, name)) is not None:
+            raise UserError(reason)
         if isinstance(need, LocalConcepts):
-            _require_local(backbone, name, images)
+            _require_width_of_places(backbone, name, images)
         if need == Deflated("last"):
             _require_pooled(backbone, name, images)
         if isinstance(need, Perturbed | Nudged):
-            if isinstance(need, Perturbed) and not backbone.input_std:
-                raise UserError(
-                    f"{name} moves pixels, and the backbone does not say what images were divided "
-                    "by; give it `input_std`"
-                )
             try:
                 jax.eval_shape(partial(_of_moved, need), backbone, jnp.asarray(images))
             except Exception as error:
@@ -161,13 +152,38 @@ def require_needs(backbone: Backbone, needs: Mapping[Need, str], images: Any) ->
                 ) from error
 
 
-def _require_local(backbone: Backbone, name: str, images: Any) -> None:
-    """Refuses a backbone that gives no features of places, or of another width than its own."""
-    if backbone.local is None:
-        raise UserError(
+def lacking(backbone: Backbone, need: Need, name: str) -> str | None:
+    """What a backbone was not given that a need asks for, as can be told without images.
+
+    Args:
+      backbone: the classifier.
+      need: what is needed.
+      name: of the detector that needs it.
+
+    Returns:
+      The reason for a user; None where nothing lacks.
+    """
+    layered = isinstance(need, Grams | LayerMeans | LayerExtremes) or need == Deflated("last")
+    if layered and backbone.layers is None:
+        return (
+            f"{name} needs the activations of middle layers, and the backbone has none; make "
+            "it of a model with a method `activations(images)`, or give it `layers`"
+        )
+    if isinstance(need, LocalConcepts) and backbone.local is None:
+        return (
             f"{name} needs features of places in an image, and the backbone has none; give `local` "
             "to Backbone.from_encoder"
         )
+    if isinstance(need, Perturbed) and not backbone.input_std:
+        return (
+            f"{name} moves pixels, and the backbone does not say what images were divided by; give "
+            "it `input_std`"
+        )
+    return None
+
+
+def _require_width_of_places(backbone: Backbone, name: str, images: Any) -> None:
+    """Refuses a backbone whose features of places are of another width than its features."""
     given = jnp.asarray(images)
     places = jax.eval_shape(Backbone.local_features, backbone, given).shape
     width = jax.eval_shape(lambda own, x: own(x).features, backbone, given).shape[1]
