@@ -4,7 +4,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from grood_jax.backbone.outputs import LocalConcepts, Outputs
-from grood_jax.detectors.base import Detector, Training
+from grood_jax.detectors._statistics import unit_rows
+from grood_jax.detectors.base import Detector, Training, require_head
 from grood_jax.detectors.mcm import MCMState, mcm
 from grood_jax.support import checks
 
@@ -48,8 +49,9 @@ def gl_mcm(*, temperature: float = 1.0, weight: float | int = 1.0) -> Detector:
     need = LocalConcepts(float(whole.options["temperature"]))
 
     def fit(training: Training, key: Array) -> MCMState:
-        state: MCMState = whole.fit(training, key)
-        return state
+        del key
+        weights, _ = require_head("gl_mcm", training)
+        return MCMState(unit_rows(jnp.asarray(weights).T))
 
     def score(state: MCMState, outputs: Outputs) -> Float[Array, " b"]:
         return whole.score(state, outputs) + weight * jnp.asarray(outputs.extra[need])
