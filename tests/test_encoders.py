@@ -269,6 +269,25 @@ def test_with_a_head_all_detectors_work(name: str) -> None:
         ).all()
 
 
+def in_rows(arrays: Any, images: jax.Array) -> jax.Array:
+    """Features of each image's two rows of pixels."""
+    return jnp.tanh(images.reshape(len(images), 2, 6) @ arrays[:6])
+
+
+def test_a_classifier_of_places_is_fitted_saved_and_loaded(tmp_path) -> None:
+    backbone = Backbone.from_encoder(pool, MATRIX, text=(EMBEDDINGS, 0.1), local=in_rows)
+    classifier = fit(backbone, "gl_mcm")
+    scores = classifier.predict(IMAGES).score
+    assert np.isfinite(scores).all()
+    alone = fit(backbone, "mcm").predict(IMAGES).score
+    assert (scores > alone).all()
+    classifier.save(tmp_path / "saved")
+    loaded = gj.OODClassifier.load(tmp_path / "saved", backbone).predict(IMAGES)
+    np.testing.assert_allclose(loaded.score, scores, rtol=1e-6)
+    with pytest.raises(UserError, match="gl_mcm needs features of places"):
+        fit(Backbone.from_encoder(pool, MATRIX, text=(EMBEDDINGS, 0.1)), "gl_mcm")
+
+
 def test_a_classifier_is_loaded_with_the_encoder_alone(tmp_path) -> None:
     """The fitted head is saved with the detector."""
     encoder = Backbone.from_encoder(pool, MATRIX, head="linear")

@@ -24,7 +24,7 @@ def unlike_all_concepts(
     References:
       Miyai, Yu, Irie and Aizawa, GL-MCM, arXiv 2304.04521.
     """
-    vectors = _directions(local.astype(jnp.float32).reshape(len(local), -1, local.shape[-1]))
+    vectors = _directions(local.astype(jnp.float32).reshape(local.shape[0], -1, local.shape[-1]))
     cosines = jnp.matmul(vectors, _directions(concepts).T, precision=Precision.HIGHEST)
     logits = cosines / temperature
     sure = logits.max(axis=2) - jax.nn.logsumexp(logits, axis=2)

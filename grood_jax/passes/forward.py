@@ -283,7 +283,7 @@ def _mean_of_places(activations: Float[Array, "b ... c"]) -> Float[Array, "b c"]
 
 
 def _largest_and_least(activations: Float[Array, "b ... c"]) -> Float[Array, "b 2"]:
-    flat = activations.reshape(len(activations), -1)
+    flat = activations.reshape(activations.shape[0], -1)
     return jnp.stack([flat.max(axis=1), flat.min(axis=1)], axis=1).astype(jnp.float32)
 
 

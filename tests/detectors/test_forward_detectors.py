@@ -17,6 +17,7 @@ from grood_jax.detectors import (
     adascale,
     combood,
     create,
+    gl_mcm,
     i_odin,
     mahalanobis,
     mahalanobis_ensemble,
@@ -419,7 +420,15 @@ def test_an_odd_number_of_bins_is_refused():
 
 
 def test_what_is_needed_can_be_exported_for_any_number_of_images(backbone):
-    made = (mahalanobis_ensemble(), adascale(), i_odin(), rankfeat(where="both"))
+    made = (
+        mahalanobis_ensemble(),
+        adascale(),
+        i_odin(),
+        rankfeat(where="both"),
+        combood(),
+        gl_mcm(),
+    )
+    backbone = replace(backbone, local=lambda arrays, images: middle_layers(arrays, images)[1])
     needs = tuple(need for detector in made for need in detector.needs)
     (count,) = export.symbolic_shape("b")
     shape = jax.ShapeDtypeStruct((count, SIZE, SIZE, 2), jnp.float32)
