@@ -167,8 +167,8 @@ def extremes64(backbone, outputs, pixels):
     return np.stack([column for pair in both for column in pair], axis=1)
 
 
-@pytest.mark.parametrize(("k", "added"), [(3, 1.0), (1, 0.25)])
-def test_combood_is_neighbours_and_a_gaussian_of_extremes(backbone, key, k, added):
+def test_combood_is_neighbours_and_a_gaussian_of_extremes(backbone, key):
+    k, added = 3, 0.25
     detector = combood(k=k, regularization=added)
     training = training_of(backbone, detector)
     seen = outputs_of(backbone, detector, QUERIES, 2)
