@@ -105,6 +105,37 @@ def test_linen_encoders() -> None:
     np.testing.assert_allclose(backbone(IMAGES).features, expected, rtol=1e-5, atol=1e-6)
 
 
+def tokens(model: Any, images: jax.Array) -> jax.Array:
+    return model(images)["tokens"][:, None]
+
+
+@pytest.mark.parametrize(("example", "cut"), [(None, None), (IMAGES, "first")])
+def test_features_of_places(example, cut) -> None:
+    model = Encoder()
+    made = Backbone.from_encoder(model, call=pooled, local=tokens, example=example, cut=cut)
+    expected = model(jnp.asarray(IMAGES))["tokens"][:, None]
+    np.testing.assert_allclose(made.local_features(IMAGES), expected, rtol=1e-5, atol=1e-6)
+    assert repr(made).endswith("with local)")
+    # A head that is fitted leaves them as they are.
+    with_head = gj.fit_head(made, IMAGES, LABELS, "prototypes")
+    np.testing.assert_array_equal(with_head.local_features(IMAGES), made.local_features(IMAGES))
+    linen_encoder = LinenEncoder()
+    variables = linen_encoder.init(jax.random.key(0), IMAGES[:1])
+    local = Backbone.from_encoder(
+        linen_encoder, variables, local=lambda own, images: own(images)[:, None]
+    )
+    apart = linen_encoder.apply(variables, IMAGES)[:, None]
+    np.testing.assert_allclose(local.local_features(IMAGES), apart, rtol=1e-5, atol=1e-6)
+
+
+def test_features_of_places_that_are_none() -> None:
+    with pytest.raises(ValueError, match="local is None; expected a function"):
+        Backbone.from_encoder(pool, MATRIX).local_features(IMAGES)
+    flat = Backbone.from_encoder(pool, MATRIX, local=pool)
+    with pytest.raises(ValueError, match=r"local returned an array \(72, 6\); expected an array"):
+        flat.local_features(IMAGES)
+
+
 def test_a_linear_head_is_scikit_learns_logistic_regression() -> None:
     backbone = gj.fit_head(Backbone.from_encoder(pool, MATRIX, head="linear"), IMAGES, LABELS)
     scaled = StandardScaler().fit(FEATURES.astype(np.float64))
@@ -238,6 +269,25 @@ def test_with_a_head_all_detectors_work(name: str) -> None:
         ).all()
 
 
+def in_rows(arrays: Any, images: jax.Array) -> jax.Array:
+    """Features of each image's two rows of pixels."""
+    return jnp.tanh(images.reshape(len(images), 2, 6) @ arrays[:6])
+
+
+def test_a_classifier_of_places_is_fitted_saved_and_loaded(tmp_path) -> None:
+    backbone = Backbone.from_encoder(pool, MATRIX, text=(EMBEDDINGS, 0.1), local=in_rows)
+    classifier = fit(backbone, "gl_mcm")
+    scores = classifier.predict(IMAGES).score
+    assert np.isfinite(scores).all()
+    alone = fit(backbone, "mcm").predict(IMAGES).score
+    assert (scores > alone).all()
+    classifier.save(tmp_path / "saved")
+    loaded = gj.OODClassifier.load(tmp_path / "saved", backbone).predict(IMAGES)
+    np.testing.assert_allclose(loaded.score, scores, rtol=1e-6)
+    with pytest.raises(UserError, match="gl_mcm needs features of places"):
+        fit(Backbone.from_encoder(pool, MATRIX, text=(EMBEDDINGS, 0.1)), "gl_mcm")
+
+
 def test_a_classifier_is_loaded_with_the_encoder_alone(tmp_path) -> None:
     """The fitted head is saved with the detector."""
     encoder = Backbone.from_encoder(pool, MATRIX, head="linear")
@@ -257,6 +307,7 @@ def test_a_classifier_is_loaded_with_the_encoder_alone(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("given", "error", "match"),
     [
+        ({"local": 3}, TypeError, "local is 3; expected a function .arrays or model, images."),
         ({"encoder": 3}, TypeError, "encoder is 3; expected a function .arrays, images. -> feat"),
         ({"head": "nearest"}, ValueError, "head is 'nearest'; expected one of linear, prototypes"),
         ({"head": 3}, TypeError, "head is 3; expected 'linear', 'prototypes' or a pair"),

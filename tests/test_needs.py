@@ -65,6 +65,10 @@ def last_layers(arrays, hidden):
     return features, features[:, :CLASSES] * 3.0
 
 
+def two_places(arrays, images):
+    return first_layer(arrays, images).reshape(-1, 2, 6)
+
+
 def tiny():
     rng = np.random.default_rng(0)
     shapes = {"one": (64, 12), "two": (12, 6)}
@@ -112,7 +116,7 @@ def test_all_detectors_share_one_pass_over_each_set(key):
         return 3.0 * jnp.eye(6, CLASSES), jnp.zeros(CLASSES)
 
     plain = tiny()
-    backbone = replace(plain, late=counted, head=head)
+    backbone = replace(plain, late=counted, head=head, local=two_places)
     data = image_set(160)
     labels = np.asarray(plain(PREPROCESSING.normalize(data.images)).logits).argmax(axis=1)
     data = replace(data, labels=labels.astype(np.int32))

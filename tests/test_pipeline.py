@@ -100,6 +100,24 @@ def test_fitting_gives_a_detector_for_each_word(fitted):
     assert fitted.detectors["knn:k=3"].detector.options["k"] == 3
 
 
+def test_a_detector_for_which_the_network_lacks_something_has_failed(inputs):
+    words = ("msp", "gl_mcm", "gram")
+    failures = Failures()
+    bare = replace(inputs.backbone, layers=None)
+    tried = pipeline.that_can_be(bare, create_candidates(words, False), failures)
+    assert list(tried) == ["msp"] and list(failures.reasons) == ["gl_mcm", "gram"]
+    assert failures.reasons["gram"].startswith("gram needs the activations of middle layers")
+    with pytest.raises(UserError, match="gl_mcm failed: gl_mcm needs features of places"):
+        pipeline.that_can_be(bare, create_candidates(("gl_mcm",), False), Failures())
+    asked = replace(inputs, config=replace(inputs.config, detectors=("all", "gl_mcm")))
+    said = []
+    tried = create_candidates(("msp", "gl_mcm", "gram"), False)
+    made = pipeline.evaluate(replace(asked, backbone=bare), tried, said.append)
+    assert list(made.scored) == ["msp"] and list(made.failures.reasons) == ["gl_mcm"]
+    (line,) = [line for line in said if line.startswith("left out")]
+    assert line.startswith("left out: gram needs the activations of middle layers")
+
+
 def test_options_are_chosen_only_where_there_are_several(inputs, fitter, candidates):
     assert pipeline.choose_options(inputs, fitter, candidates, Failures()) == {}
 

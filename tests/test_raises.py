@@ -223,6 +223,11 @@ def flat(arrays: Any, images: jax.Array) -> jax.Array:
     return jnp.asarray(images)
 
 
+def in_places(arrays: Any, images: jax.Array) -> jax.Array:
+    """Features of two places in each image."""
+    return jnp.asarray(images).reshape(len(images), 2, -1)
+
+
 @functools.cache
 def classifier() -> OODClassifier:
     return OODClassifier.fit(
@@ -427,13 +432,14 @@ DOORS: dict[str, Callable[[Path], dict[str, Any]]] = {
     },
     **{
         f"backbone.backbone.Backbone.{name}": lambda home, argument=argument, width=width: {
-            "self": tiny.backbone(),
+            "self": replace(tiny.backbone(), local=in_places),
             argument: np.zeros((2, *width), np.float32),
         }
         for name, argument, width in (
             ("normalized", "images", tiny.SHAPE),
             ("hidden", "images", tiny.SHAPE),
             ("middle", "images", tiny.SHAPE),
+            ("local_features", "images", tiny.SHAPE),
             ("finish", "hidden", (12,)),
         )
     },

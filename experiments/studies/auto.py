@@ -112,7 +112,7 @@ VARIANTS = (
 )
 """Beside all detectors by their defaults."""
 
-DETECTORS = (*(name for name in detectors.names() if name != "gram"), *VARIANTS)
+DETECTORS = (*(name for name in detectors.names() if name not in ("gram", "gl_mcm")), *VARIANTS)
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,29 @@ class _Encode:
         return features.reshape(len(features), -1) if getattr(features, "ndim", 2) > 2 else features
 
 
+@dataclass(frozen=True)
+class _Returned:
+    """What a network returns as it is."""
+
+    network: Network
+
+    def __call__(self, arrays: Any, images: Array) -> Any:
+        def unhooked(path: str, module: Any, call: Any, args: Any, kwargs: Any) -> Any:
+            del path, module
+            return call(*args, **kwargs)
+
+        return self.network.run(arrays, images, unhooked, frozenset())[1]
+
+
 def encoder_of(
-    encoder: Any, arrays: Any, *, cut: Any, example: Any, call: Any, takes_bytes: bool
+    encoder: Any,
+    arrays: Any,
+    *,
+    local: Any = None,
+    cut: Any,
+    example: Any,
+    call: Any,
+    takes_bytes: bool,
 ) -> Parts:
     """An encoder's arrays and functions; see `Backbone.from_encoder`.
 
@@ -64,9 +85,13 @@ def encoder_of(
       Its parts, with a ``late`` that gives features alone.
 
     Raises:
-      TypeError: it is neither a function nor a module, or ``cut`` is given without ``example``.
+      TypeError: it is neither a function nor a module, ``local`` is no function, or ``cut`` is
+        given without ``example``.
       ValueError: as `grood_jax.backbone.naming.named_parts`.
     """
+    if local is not None and not callable(local):
+        raise TypeError(f"local is {local!r}; expected a function (arrays or model, images)")
+    check_hashable("local", local)
     if not (is_nnx(encoder) or is_linen(encoder)):
         if not callable(encoder):
             raise TypeError(
@@ -79,7 +104,7 @@ def encoder_of(
                 "function by Backbone.from_functions)"
             )
         check_hashable("encoder", encoder)
-        return Parts(arrays, _Encode(encoder), Itself(), cut="features")
+        return Parts(arrays, _Encode(encoder), Itself(), cut="features", local=local)
     if is_nnx(encoder) and arrays is not None:
         raise TypeError("arrays are given, and encoder is an nnx module, which has its own")
     network, own = network_of(encoder, arrays, call)
@@ -95,4 +120,6 @@ def encoder_of(
     else:
         early = NamedEarly(network, NoLogits(), "")
         made = Parts(own, early, Itself(), cut="features")
-    return made
+    if local is None:
+        return made
+    return made._replace(local=_Returned(network_of(encoder, arrays, local)[0]))

@@ -11,7 +11,16 @@ from jaxtyping import Array, Float, Shaped
 
 from grood_jax.backbone.encoders import EncoderLate, Wanted, encoder_parts, headed
 from grood_jax.backbone.outputs import Outputs
-from grood_jax.backbone.stages import Cut, Early, Head, Late, Middle, Parts, check_hashable
+from grood_jax.backbone.stages import (
+    Cut,
+    Early,
+    Head,
+    Late,
+    Local,
+    Middle,
+    Parts,
+    check_hashable,
+)
 from grood_jax.support import checks
 
 
@@ -34,6 +43,7 @@ class Backbone:
       cut: where the network is cut, in a word or two: a stage, a submodule, or "features" where it
         is cut before the head.
       head_name: the head's path, where it has one.
+      local: from arrays and images to features of places, where they can be had.
     """
 
     arrays: Any
@@ -45,6 +55,7 @@ class Backbone:
     input_mean: tuple[float, ...] = field(default=(), metadata={"static": True})
     cut: str = field(default="", metadata={"static": True})
     head_name: str = field(default="", metadata={"static": True})
+    local: Local | None = field(default=None, metadata={"static": True})
 
     @classmethod
     def from_functions(
@@ -211,6 +222,7 @@ class Backbone:
         *,
         head: Any = None,
         text: Any = None,
+        local: Callable[..., Any] | None = None,
         cut: str | None = None,
         example: Any = None,
         call: Callable[..., Any] | None = None,
@@ -231,6 +243,8 @@ class Backbone:
           text: ``(embeddings (C, D), temperature)`` of the classes' names, or with a bias as
             SigLIP has one: features are then brought to length 1, and logits are cosines with the
             embeddings over the temperature, plus the bias.
+          local: features of places in an image, in the space of its features, if detectors are to
+            use them: ``(arrays, images) -> (B, …, D)``, or of a module ``(model, images) -> …``.
           cut: as for `from_nnx`, for modules with an example; otherwise, the features.
           example: as for `from_nnx`.
           call: as for `from_nnx`, for modules: it returns features.
@@ -247,6 +261,7 @@ class Backbone:
         made = adapting.encoder_of(
             encoder,
             arrays,
+            local=local,
             cut=cut,
             example=example,
             call=call,
@@ -320,7 +335,7 @@ class Backbone:
         parts += [f"head {self.head_name!r}"] if self.head_name else []
         if (wanted := self.wanted_head) is not None:
             parts += [f"a {wanted} head to be fitted" if wanted else "no head"]
-        gives = [name for name in ("head", "layers") if getattr(self, name) is not None]
+        gives = [name for name in ("head", "layers", "local") if getattr(self, name) is not None]
         parts += [f"with {' and '.join(gives)}"] if gives else []
         return f"Backbone({', '.join(parts)})"
 
@@ -394,6 +409,31 @@ class Backbone:
                 raise ValueError(
                     f"layers returned {_described(part)}; expected arrays ({count}, ..., channels)"
                 )
+        return returned
+
+    def local_features(
+        self, images: Shaped[Array | np.ndarray, "b ..."]
+    ) -> Float[Array, "b ... d"]:
+        """Features of places in each image, (B, …, D).
+
+        Args:
+          images: as for `normalized`.
+
+        Raises:
+          TypeError: as `normalized`.
+          ValueError: as `normalized`; the backbone has no ``local``, or it returned anything but an
+            array (B, …, D).
+        """
+        if self.local is None:
+            raise ValueError("local is None; expected a function of arrays and images")
+        images = self.normalized(images)
+        returned = self.local(self.arrays, images)
+        count = images.shape[0]
+        if not isinstance(returned, Array) or returned.ndim < 3 or returned.shape[0] != count:
+            raise ValueError(
+                f"local returned {_described(returned)}; expected an array ({count}, places, "
+                "features)"
+            )
         return returned
 
     def __call__(self, images: Shaped[Array | np.ndarray, "b ..."]) -> Outputs:

@@ -30,6 +30,17 @@ class EncoderEarly:
 
 
 @dataclass(frozen=True)
+class EncoderLocal:
+    """From images to features of places."""
+
+    local: Callable[..., Any]
+
+    def __call__(self, arrays: Any, images: Array) -> Any:
+        """Features of places, (B, …, D)."""
+        return self.local(arrays["encoder"], images)
+
+
+@dataclass(frozen=True)
 class EncoderLate:
     """From the activations at the cut to features, and logits if there is a head.
 
@@ -130,7 +141,9 @@ def encoder_parts(encoder: Parts, head: Any, text: Any) -> Parts:
         given, name = linear_head(head), "given"
     arrays: dict[str, Any] = {"encoder": encoder.arrays, "head": {}}
     late = EncoderLate(encoder.late, text is not None, wanted)
-    made = encoder._replace(arrays=arrays, early=EncoderEarly(encoder.early), late=late)
+    local = None if encoder.local is None else EncoderLocal(encoder.local)
+    early = EncoderEarly(encoder.early)
+    made = encoder._replace(arrays=arrays, early=early, late=late, local=local)
     return made if given is None else headed(made, *given, name=name, fitted=False)
 
 

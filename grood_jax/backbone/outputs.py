@@ -81,6 +81,14 @@ class LayerMeans(_Request):
 
 
 @dataclass(frozen=True)
+class LayerExtremes(_Request):
+    """A request for the largest and the least number among each sample's middle activations.
+
+    Yields one array (B, 2) float32 of each layer, over all its places and channels.
+    """
+
+
+@dataclass(frozen=True)
 class Nudged(_Request):
     """A request for the features of each image moved where it matters least to its class.
 
@@ -109,7 +117,21 @@ class Deflated(_Request):
     where: Literal["last", "cut"]
 
 
-Need = Mix | Perturbed | Grams | LayerMeans | Nudged | Deflated
+@dataclass(frozen=True)
+class LocalConcepts(_Request):
+    """A request for how unlike all concepts the place is that is most like one of them.
+
+    Yields (B,) float32 of the features of an image's places (`Backbone.local_features`) and the
+    class head's weights; see `grood_jax.maths.concepts`.
+
+    Attributes:
+      temperature: what the cosines are divided by.
+    """
+
+    temperature: float
+
+
+Need = Mix | Perturbed | Grams | LayerMeans | LayerExtremes | Nudged | Deflated | LocalConcepts
 """What a forward pass can be asked for beside features and logits."""
 
 

@@ -11,6 +11,7 @@ Early = Callable[[Any, Array], Array]
 Late = Callable[[Any, Array], tuple[Array, Array]]
 Head = Callable[[Any], tuple[Array, Array]]
 Middle = Callable[[Any, Array], tuple[Array, ...]]
+Local = Callable[[Any, Array], Array]
 Functions = tuple[Callable[..., Any], Callable[..., Any]]
 Cut = str | Functions
 
@@ -31,6 +32,7 @@ class Parts(NamedTuple):
     layers: Middle | None = None
     cut: str = ""
     head_name: str = ""
+    local: Local | None = None
 
 
 def check_hashable(name: str, value: Any) -> None:

@@ -21,11 +21,13 @@ from grood_jax.detectors.base import (
 )
 from grood_jax.detectors.cfood import cfood
 from grood_jax.detectors.combine import combine
+from grood_jax.detectors.combood import combood
 from grood_jax.detectors.dice import dice
 from grood_jax.detectors.energy import energy
 from grood_jax.detectors.entropy import entropy
 from grood_jax.detectors.fdbd import fdbd
 from grood_jax.detectors.gen import gen
+from grood_jax.detectors.gl_mcm import gl_mcm
 from grood_jax.detectors.global_mahalanobis import global_mahalanobis
 from grood_jax.detectors.gmm import gmm
 from grood_jax.detectors.gradnorm import gradnorm
@@ -70,11 +72,13 @@ _factories: dict[str, Callable[..., Detector]] = {
         ash,
         auto,
         cfood,
+        combood,
         dice,
         energy,
         entropy,
         fdbd,
         gen,
+        gl_mcm,
         global_mahalanobis,
         gmm,
         gradnorm,
@@ -120,12 +124,14 @@ __all__ = [
     "auto",
     "cfood",
     "combine",
+    "combood",
     "create",
     "dice",
     "energy",
     "entropy",
     "fdbd",
     "gen",
+    "gl_mcm",
     "global_mahalanobis",
     "gmm",
     "gradnorm",

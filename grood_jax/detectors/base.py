@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TypeVar
 
 import jax
@@ -23,6 +23,9 @@ SPREADS = 4.0
 """How many spreads of their rounding in bfloat16 logits may differ from those of the head."""
 
 Tree = TypeVar("Tree")
+
+Scores = Callable[[Any, Outputs], Float[Array, "b *v"]]
+"""What scores outputs by a fitted state."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,11 @@ class Detector:
         trained on; there may be none.
       logits: whether it needs logits of a classifier; if not, an encoder's nearest class means do.
       grid: values to try for some options, where a validation set chooses.
+      stages: groups of these options that are searched one after the other, each with what is best
+        so far of the others; an option may be in several. Those that ``fit_key`` does not depend on
+        come last in a group. Empty: all combinations are tried.
+      each: for an option whose values are best scored together, what makes of V values the
+        function ``(state, Outputs) -> (B, V)`` that takes the place of ``score``.
       fit_key: what ``fit`` depends on; detectors of one name and equal keys may share a fitted
         state. None: shared with no other.
       compiled: whether ``score`` may be jitted; not where it reads rows that lie on the host.
@@ -142,6 +150,8 @@ class Detector:
     head: bool = False
     id_validation: bool = False
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    stages: Sequence[Sequence[str]] = ()
+    each: Mapping[str, Callable[[tuple[Any, ...]], Scores]] = field(default_factory=dict)
     fit_key: Hashable = None
     compiled: bool = True
     logits: bool = True
@@ -190,15 +200,28 @@ def _checked_fit(
 def _checked_score(
     detector: Detector, score: Callable[[Any, Outputs], Array]
 ) -> Callable[[Any, Outputs], Array]:
-    name, needs = detector.name, detector.needs
+    try:
+        hash(score)
+    except TypeError:
+        score = partial(score)
+    return _CheckedScore(detector.name, detector.needs, score)
 
-    @wraps(score)
-    def checked(state: Any, outputs: Outputs) -> Float[Array, " b"]:
-        _require_needs(name, "outputs", outputs, needs)
-        return jnp.asarray(score(state, _single(outputs)), jnp.float32)
 
-    vars(checked)["unchecked"] = score
-    return checked
+@dataclass(frozen=True)
+class _CheckedScore:
+    """A score with its checks; equal ones, of detectors made anew, share a compiled program."""
+
+    name: str
+    needs: tuple[Need, ...]
+    unchecked: Callable[[Any, Outputs], Array]
+
+    @property
+    def __name__(self) -> str:
+        return f"score_{self.name}"
+
+    def __call__(self, state: Any, outputs: Outputs) -> Float[Array, "b *v"]:
+        _require_needs(self.name, "outputs", outputs, self.needs)
+        return jnp.asarray(self.unchecked(state, _single(outputs)), jnp.float32)
 
 
 def _require_needs(name: str, what: str, outputs: Outputs, needs: tuple[Need, ...]) -> None:

@@ -1,7 +1,8 @@
 """GROOD: gradient-aware out-of-distribution detection (arXiv 2312.14427)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import jax
@@ -28,7 +29,7 @@ from grood_jax.maths.gradients import distance, distances_to, gradients
 from grood_jax.maths.prototypes import class_prototypes, require_classes
 from grood_jax.neighbors.bank import Bank, ShardedBank
 from grood_jax.neighbors.building import DType, build_bank, sampled_rows
-from grood_jax.neighbors.searching import search
+from grood_jax.neighbors.searching import distances_of_each, search
 from grood_jax.support import checks
 
 OODPrototype = Literal["mixup", "noise", "raw-noise", "validation", "prototype-mean"]
@@ -44,13 +45,27 @@ NOISE_IMAGES = 1000
 NOISE_GROUP = 100
 NOISE_KEPT = 10
 
-K_GRID: dict[str, Sequence[Any]] = {"k": (1, 5, 10, 20, 50, 100)}
-SOURCE_GRID: dict[str, Sequence[Any]] = {
+GRID: dict[str, Sequence[Any]] = {
     "ood_prototype": (
         *("mixup", "noise", "prototype-mean"),
         ("mixup", "noise", "prototype-mean"),
-    )
+    ),
+    "space": ("raw", "normalized", "whitened"),
+    "mixup_weight": (0.5, 0.1, 0.3, 0.6, 0.8, 0.9),
+    "farthest_fifth": (False, True),
+    "sampling_ratio": (1.0, 0.01, 0.1, 0.25, 0.5, 0.7),
+    "k": (1, 5, 10, 20, 50, 100),
 }
+"""OpenOOD's values for λ, k and the share of the bank, each after the default; it does not try
+spaces, the farthest fifth and prototypes together."""
+
+STAGES = (
+    ("ood_prototype", "k"),
+    ("space", "k"),
+    ("mixup_weight",),
+    ("farthest_fifth",),
+    ("sampling_ratio",),
+)
 
 OF_BANK = {"k": 1, "sampling_ratio": 1.0, "bank_dtype": "float32"}
 """Options that are about the bank, with their defaults."""
@@ -162,20 +177,13 @@ def grood(
     chosen = _checked_sources(ood_prototype)
     _check_options(options, chosen)
     present = checked_present(present_classes)
-    kinds: dict[str, OODSource | None] = {
-        "mixup": MixedTraining(mixup_weight, mixup_samples, present),
-        "noise": Noise(NOISE_IMAGES),
-        "raw-noise": Noise(NOISE_IMAGES, raw=True),
-        "validation": Validation(),
-        "prototype-mean": None,
-    }
+    asked = _asked(chosen, MixedTraining(mixup_weight, mixup_samples, present))
     mix = Mix(interpolate_classes, interpolate_weight, present) if interpolate else None
     own = _Grood(chosen, score, space, k, farthest_fifth, sampling_ratio, bank_dtype, mix, present)
-    asked = tuple(kind for kind in map(kinds.get, chosen) if kind is not None)
     return Detector(
         "grood",
         own.fit,
-        own.score,
+        _Score(mix, space, k),
         options
         | {
             "ood_prototype": chosen if len(chosen) > 1 else chosen[0],
@@ -184,10 +192,37 @@ def grood(
         ood=asked if len(asked) > 1 else next(iter(asked), None),
         needs=() if mix is None else (mix,),
         rows=None if mix is None or score == "norm" else own.rows,
-        grid={} if score == "norm" else K_GRID if farthest_fifth else SOURCE_GRID | K_GRID,
+        grid=_grid(chosen, score, farthest_fifth),
+        stages=STAGES,
+        each={"k": partial(_Score, mix, space)},
+        fit_key=(replace(own, k=1), asked),
         compiled=bank_dtype == "float32",
         logits=False,
     )
+
+
+def _asked(sources: Sequence[OODPrototype], mixed: MixedTraining) -> tuple[OODSource, ...]:
+    """What stands for OOD images, of each source that needs something."""
+    kinds: dict[str, OODSource] = {
+        "mixup": mixed,
+        "noise": Noise(NOISE_IMAGES),
+        "raw-noise": Noise(NOISE_IMAGES, raw=True),
+        "validation": Validation(),
+    }
+    return tuple(kinds[source] for source in sources if source in kinds)
+
+
+def _grid(
+    sources: Sequence[OODPrototype], score: Score, farthest_fifth: bool
+) -> dict[str, Sequence[Any]]:
+    """The options that may be searched beside these."""
+    grid = dict(GRID)
+    without = set(OF_BANK) if score == "norm" else set()
+    if "mixup" not in sources:
+        without |= {"mixup_weight", "farthest_fifth"}
+    if farthest_fifth:
+        grid["ood_prototype"] = [own for own in grid["ood_prototype"] if "mixup" in own]
+    return {option: values for option, values in grid.items() if option not in without}
 
 
 def _checked_sources(given: Any) -> tuple[OODPrototype, ...]:
@@ -246,7 +281,7 @@ def checked_present(present_classes: Sequence[int] | None) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Grood:
-    """The two functions of a GROOD with these options, and which rows its bank has."""
+    """What fits a GROOD with these options, and which rows its bank has."""
 
     sources: tuple[OODPrototype, ...]
     by: Score
@@ -360,12 +395,25 @@ class _Grood:
             features = features[jax.lax.top_k(nearest, max(1, len(features) // 5))[1]]
         return features.mean(axis=0)
 
-    def score(self, state: GroodState, outputs: Outputs) -> Float[Array, " b"]:
-        """Distances to the k-th nearest gradient of the bank, or the gradients' norms."""
+
+@dataclass(frozen=True)
+class _Score:
+    """Distances to the k-th nearest gradient of the bank, or the gradients' norms.
+
+    Of several k a column each.
+    """
+
+    mix: Mix | None
+    space: Space
+    k: int | tuple[int, ...]
+
+    def __call__(self, state: GroodState, outputs: Outputs) -> Float[Array, "b *v"]:
         compared = _compared(self.mix, self.space, state, outputs)
         if state.bank is None:
             return jax.vmap(distance, (0, None))(compared, jnp.zeros(compared.shape[1]))
-        return search(compared, state.bank, self.k)
+        if isinstance(self.k, int):
+            return search(compared, state.bank, self.k)
+        return distances_of_each(compared, state.bank, self.k)
 
 
 def compared_gradients(

@@ -5,10 +5,10 @@ from jaxtyping import Array, Float
 
 from grood_jax.backbone.outputs import Outputs
 from grood_jax.detectors._statistics import rows_of_bank, training_features, unit_rows
-from grood_jax.detectors.base import Detector, Training
+from grood_jax.detectors.base import Detector, Scores, Training
 from grood_jax.neighbors.bank import Bank
 from grood_jax.neighbors.building import build_bank
-from grood_jax.neighbors.searching import search
+from grood_jax.neighbors.searching import distances_of_each, search
 from grood_jax.support import checks
 
 
@@ -47,6 +47,11 @@ def knn(*, k: int = 50, sampling_ratio: float = 1.0) -> Detector:
     def score(state: Bank, outputs: Outputs) -> Float[Array, " b"]:
         return search(unit_rows(jnp.asarray(outputs.features)), state, k)
 
+    def of_each(ks: tuple[int, ...]) -> Scores:
+        return lambda state, outputs: distances_of_each(
+            unit_rows(jnp.asarray(outputs.features)), state, ks
+        )
+
     return Detector(
         "knn",
         fit,
@@ -54,5 +59,6 @@ def knn(*, k: int = 50, sampling_ratio: float = 1.0) -> Detector:
         {"k": k, "sampling_ratio": sampling_ratio},
         grid={"k": (50, 100, 200, 500, 1000)},
         fit_key=sampling_ratio,
+        each={"k": of_each},
         logits=False,
     )

@@ -109,7 +109,7 @@ def evaluate(
     if checks.choice("present_classes", present_classes, ("all", "data")) == "data":
         wanted = of_present_classes(wanted, train_set.labels())
     failures = Failures()
-    wanted = pipeline.with_logits(opener.backbone, wanted, failures)
+    wanted = pipeline.that_can_be(opener.backbone, wanted, failures)
     network = spread(heads.completed(opener.backbone, train_set.read, pipeline.every(wanted)))
     sources = {"noise": noise_as(opener, train_set), "validation": _all_of(held_out)}
     fitted = _fit(network, train_set, wanted, seed, sources, held_in, failures)

@@ -91,7 +91,7 @@ class Fitter:
       key: randomness.
       id_validation: outputs of ID validation images and their labels, if a detector asks for them
         and there are any.
-      fits: what has been fitted and other detectors may share.
+      fits: what was fitted last of each name, which the next may share.
     """
 
     seen: TrainingPass
@@ -99,22 +99,25 @@ class Fitter:
     head: tuple[Array, Array] | None
     key: Array
     id_validation: tuple[Outputs, Array] | None = None
-    fits: dict[Any, Fitted] = field(default_factory=dict)
+    fits: dict[str, Fitted] = field(default_factory=dict)
 
     def fit(self, name: str, detector: Detector) -> Fitted:
         """Fits a detector that `prepare` was told of.
 
         Args:
           name: decides the detector's own randomness.
-          detector: the detector. Where one of the same name and `Detector.fit_key` has been
-            fitted before, its state is taken.
+          detector: the detector. Where the last of the same name had the same `Detector.fit_key`,
+            its state is taken.
 
         Raises:
           ValueError: what the detector's fit raises: an empty class, NaN features, …
         """
-        shared = None if detector.fit_key is None else (name, detector.fit_key)
-        if shared in self.fits:
-            return replace(self.fits[shared], detector=detector)
+        # The last one alone: of many banks at once there may be no memory.
+        last = self.fits.pop(name, None)
+        if last is not None and last.detector.fit_key == detector.fit_key:
+            self.fits[name] = last
+            return replace(last, detector=detector)
+        del last
         # By name, so that a detector's result does not depend on which others are fitted.
         own_key = jax.random.fold_in(self.key, zlib.crc32(name.encode()))
         mixed = None
@@ -133,8 +136,8 @@ class Fitter:
         start = time.perf_counter()
         state = jax.block_until_ready(detector.fit(training, own_key))
         fitted = Fitted(detector, state, time.perf_counter() - start)
-        if shared is not None:
-            self.fits[shared] = fitted
+        if detector.fit_key is not None:
+            self.fits[name] = fitted
         return fitted
 
     def _stand_ins(self, detector: Detector) -> Outputs | tuple[Outputs | None, ...] | None:
@@ -400,7 +403,7 @@ def all_needs(detectors: Iterable[Detector]) -> tuple[Need, ...]:
     return tuple(sorted({need for detector in detectors for need in detector.needs}))
 
 
-def score(detector: Detector, state: Any, outputs: Outputs) -> Float[np.ndarray, " n"]:
+def score(detector: Detector, state: Any, outputs: Outputs) -> Float[np.ndarray, "n *v"]:
     """Scores of a detector for any number of rows, in blocks of one shape.
 
     Args:
@@ -409,7 +412,8 @@ def score(detector: Detector, state: Any, outputs: Outputs) -> Float[np.ndarray,
       outputs: outputs of N samples.
 
     Returns:
-      Scores, (N,) float32, higher for more OOD.
+      Scores, (N,) float32, higher for more OOD; (N, V) where the detector scores V values of an
+      option together.
 
     Raises:
       ValueError: the detector needs what ``outputs`` does not have.

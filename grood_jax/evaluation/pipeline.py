@@ -31,7 +31,7 @@ from grood_jax.evaluation.report import Group, ShownSet
 from grood_jax.evaluation.setting import EvalConfig, Setting
 from grood_jax.maths.metrics import ood_metrics
 from grood_jax.maths.prototypes import written
-from grood_jax.passes import devices
+from grood_jax.passes import devices, forward
 from grood_jax.passes.forward import extract_labelled
 from grood_jax.passes.memo import Memo, make_anew
 from grood_jax.passes.processes import ALONE, Processes
@@ -270,10 +270,10 @@ def open_inputs(
     return Inputs(config, benchmark, data, loaded, directory, backbone, read, memo)
 
 
-def with_logits(
+def that_can_be(
     backbone: Backbone, candidates: Mapping[str, Tried], failures: Failures
 ) -> dict[str, Tried]:
-    """The detectors that do without logits where an encoder has none; the others have failed.
+    """The detectors for which the network was given all; the others have failed.
 
     Args:
       backbone: the network.
@@ -285,7 +285,12 @@ def with_logits(
     """
     for word, tried in candidates.items():
         for detector in tried:
-            if (reason := heads.unmet(backbone, word, detector)) is not None:
+            asked = (*detector.needs, *detector.fit_needs)
+            reasons = [
+                heads.unmet(backbone, word, detector),
+                *(forward.lacking(backbone, need, word) for need in asked),
+            ]
+            for reason in filter(None, reasons):
                 failures.reasons[word] = reason
     failures.require_some_success(candidates)
     return {word: own for word, own in candidates.items() if word not in failures.reasons}
@@ -683,7 +688,10 @@ def evaluate(
       UserError: what the data made impossible; no detector could be fitted or scored.
     """
     failures = Failures(inputs.config.limit)
-    candidates = with_logits(inputs.backbone, candidates, failures)
+    candidates = that_can_be(inputs.backbone, candidates, failures)
+    # "all" stands for all that the network can have.
+    for word in [own for own in failures.reasons if own not in inputs.config.detectors]:
+        say(f"left out: {failures.reasons.pop(word)}")
     inputs = explained(inputs.config.limit, lambda: with_head(inputs, candidates))
     fitter = explained(inputs.config.limit, lambda: pass_training_set(inputs, candidates))
     chosen = choose_options(inputs, fitter, candidates, failures, say)

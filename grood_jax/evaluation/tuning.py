@@ -2,8 +2,8 @@
 
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from grood_jax.backbone.outputs import Outputs
@@ -98,11 +98,30 @@ def candidates(name: str, given: Mapping[str, Any]) -> tuple[Detector, ...]:
       given: options that are settled; they are not searched.
 
     Returns:
-      The detectors; just the one given where nothing is left to search.
+      The detectors; just the one given where nothing is left to search. Where the grid is searched
+      in stages, those of each stage about the one given.
     """
-    grid = {k: v for k, v in create(name, **given).grid.items() if k not in given}
-    points = itertools.product(*grid.values())
-    return tuple(create(name, **given, **dict(zip(grid, point, strict=True))) for point in points)
+    made = create(name, **given)
+    values = {option: own for option, own in made.grid.items() if option not in given}
+    found: list[Detector] = []
+    for stage in made.stages or (tuple(values),):
+        found += _unlike(_around(made, stage, values), found)
+    return tuple(found)
+
+
+def _around(
+    center: Detector, stage: Sequence[str], values: Mapping[str, Sequence[Any]]
+) -> Iterator[Detector]:
+    """A detector with each combination of values for the options of a stage."""
+    grid = {option: values[option] for option in stage if option in values}
+    for point in itertools.product(*grid.values()):
+        yield rebuild(center.name, {**center.options, **dict(zip(grid, point, strict=True))})
+
+
+def _unlike(detectors: Iterable[Detector], known: Sequence[Detector]) -> list[Detector]:
+    """Those whose options are none of the known ones'."""
+    options = [detector.options for detector in known]
+    return [detector for detector in detectors if detector.options not in options]
 
 
 def for_present(detector: Detector, present: Sequence[int]) -> Detector:
@@ -138,6 +157,8 @@ def choose(
 ) -> Chosen:
     """The detector with the best AUROC on validation sets; of equal ones the first.
 
+    Where detectors have stages, each goes on from the best one so far.
+
     Args:
       fitter: prepared for all of them.
       name: decides the detectors' own randomness, as in `Fitter.fit`.
@@ -150,21 +171,75 @@ def choose(
       ValueError: not one of them could be fitted; what the last one raised.
     """
     best: tuple[float, Detector] | None = None
-    failed: list[str] = []
-    for number, detector in enumerate(tried):
-        step(1)
-        try:
-            fitted = fitter.fit(name, detector)
-            scores = (fitting.score(detector, fitted.state, part) for part in (inside, outside))
-            auroc = float(ood_metrics(*scores)["auroc"])
-        except ValueError as error:
-            # A value may be out of reach of this training set: more neighbours than rows.
-            failed.append(str(error))
-            if best is None and number == len(tried) - 1:
-                raise
-            continue
-        if best is None or auroc > best[0]:
-            best = auroc, detector
-    assert best is not None
+    done: list[Detector] = []
+    failed: list[ValueError] = []
+    for stage in tried[0].stages or (None,):
+        found = tried if stage is None else _of_stage(best[1] if best else tried[0], stage, tried)
+        for run in _runs(_unlike(found, done)):
+            aurocs = _aurocs(fitter, name, run, inside, outside)
+            for detector, auroc in zip(run, aurocs, strict=True):
+                step(1)
+                done.append(detector)
+                if isinstance(auroc, ValueError):
+                    failed.append(auroc)
+                elif best is None or auroc > best[0]:
+                    best = auroc, detector
+    if best is None:
+        raise failed[-1]
     values = {option: best[1].options[option] for option in best[1].grid}
-    return Chosen(best[1], values, best[0], len(tried) - len(failed), tuple(failed))
+    reasons = tuple(map(str, failed))
+    return Chosen(best[1], values, best[0], len(done) - len(failed), reasons)
+
+
+def _of_stage(
+    center: Detector, stage: Sequence[str], tried: Sequence[Detector]
+) -> Iterator[Detector]:
+    """A detector with each combination of the values that candidates have for a stage's options."""
+    values: dict[str, list[Any]] = {option: [] for option in stage if option in center.grid}
+    for option, own in values.items():
+        for detector in tried:
+            own += [detector.options[option]] * (detector.options[option] not in own)
+    return _around(center, stage, values)
+
+
+def _runs(detectors: Sequence[Detector]) -> Iterator[list[Detector]]:
+    """Neighbours that differ in nothing but an option whose values are scored together."""
+
+    def shared(detector: Detector) -> dict[str, Any]:
+        return {o: own for o, own in detector.options.items() if o not in detector.each}
+
+    for _, run in itertools.groupby(detectors, shared):
+        yield list(run)
+
+
+def _aurocs(
+    fitter: Fitter, name: str, run: Sequence[Detector], inside: Outputs, outside: Outputs
+) -> Sequence[float | ValueError]:
+    """The AUROC of each, or what it raised."""
+    if len(run) > 1 and len(run[0].each) == 1:
+        ((option, scores),) = run[0].each.items()
+        together = replace(run[0], score=scores(tuple(own.options[option] for own in run)))
+        try:
+            return _columns(fitter, name, together, inside, outside)
+        except ValueError:
+            # A value may be out of reach of this training set: more neighbours than rows.
+            pass
+    found: list[float | ValueError] = []
+    for detector in run:
+        try:
+            found += _columns(fitter, name, detector, inside, outside)
+        except ValueError as error:
+            found.append(error)
+    return found
+
+
+def _columns(
+    fitter: Fitter, name: str, detector: Detector, inside: Outputs, outside: Outputs
+) -> list[float]:
+    """The AUROC of each column of a detector's scores, of which there may be one."""
+    state = fitter.fit(name, detector).state
+    own, other = (
+        fitting.score(detector, state, part).reshape(len(part.logits), -1)
+        for part in (inside, outside)
+    )
+    return [float(ood_metrics(*pair)["auroc"]) for pair in zip(own.T, other.T, strict=True)]

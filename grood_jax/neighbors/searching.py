@@ -160,6 +160,14 @@ def search_rows(
     return found
 
 
+def distances_of_each(
+    queries: Float[Array, "q d"], bank: Bank | ShardedBank, ks: tuple[int, ...]
+) -> Float[Array, "q v"]:
+    """As `search`, for each of several k a column; one search for all of them."""
+    distances, _ = search_rows(queries, bank, max(ks))
+    return distances[:, np.asarray(ks) - 1]
+
+
 def _searched(queries: Float[Array, "q d"], bank: Bank | ShardedBank, k: int, rows: bool) -> Best:
     if k > bank.size:
         raise ValueError(f"k is {k}; expected at most the bank's {bank.size} rows")

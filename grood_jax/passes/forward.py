@@ -15,7 +15,9 @@ from grood_jax.backbone.backbone import Backbone
 from grood_jax.backbone.outputs import (
     Deflated,
     Grams,
+    LayerExtremes,
     LayerMeans,
+    LocalConcepts,
     Need,
     Nudged,
     Outputs,
@@ -23,6 +25,7 @@ from grood_jax.backbone.outputs import (
     PerturbedMost,
 )
 from grood_jax.data import Batch
+from grood_jax.maths.concepts import unlike_all_concepts
 from grood_jax.maths.deflation import without_largest_component
 from grood_jax.maths.grams import gram_sums
 from grood_jax.maths.mixup import mix_with_prototypes, other_classes
@@ -127,24 +130,18 @@ def require_needs(backbone: Backbone, needs: Mapping[Need, str], images: Any) ->
       images: a batch.
 
     Raises:
-      UserError: the backbone has no middle layers, no gradient, does not know the images' scale, or
-        its features are no means of the last middle layer, where they should be.
+      UserError: the backbone has no middle layers, no features of places or of another width, no
+        gradient, does not know the images' scale, or its features are no means of the last middle
+        layer, where they should be.
     """
     for need, name in needs.items():
-        layered = isinstance(need, Grams | LayerMeans) or need == Deflated("last")
-        if layered and backbone.layers is None:
-            raise UserError(
-                f"{name} needs the activations of middle layers, and the backbone has none; make "
-                "it of a model with a method `activations(images)`, or give it `layers`"
-            )
+        if (reason := lacking(backbone, need, name)) is not None:
+            raise UserError(reason)
+        if isinstance(need, LocalConcepts):
+            _require_width_of_places(backbone, name, images)
         if need == Deflated("last"):
             _require_pooled(backbone, name, images)
         if isinstance(need, Perturbed | Nudged):
-            if isinstance(need, Perturbed) and not backbone.input_std:
-                raise UserError(
-                    f"{name} moves pixels, and the backbone does not say what images were divided "
-                    "by; give it `input_std`"
-                )
             try:
                 jax.eval_shape(partial(_of_moved, need), backbone, jnp.asarray(images))
             except Exception as error:
@@ -153,6 +150,48 @@ def require_needs(backbone: Backbone, needs: Mapping[Need, str], images: Any) ->
                     f"{name} needs the gradient of the logits with respect to images, and the "
                     f"backbone cannot give it: {line}"
                 ) from error
+
+
+def lacking(backbone: Backbone, need: Need, name: str) -> str | None:
+    """What a backbone was not given that a need asks for, as can be told without images.
+
+    Args:
+      backbone: the classifier.
+      need: what is needed.
+      name: of the detector that needs it.
+
+    Returns:
+      The reason for a user; None where nothing lacks.
+    """
+    layered = isinstance(need, Grams | LayerMeans | LayerExtremes) or need == Deflated("last")
+    if layered and backbone.layers is None:
+        return (
+            f"{name} needs the activations of middle layers, and the backbone has none; make "
+            "it of a model with a method `activations(images)`, or give it `layers`"
+        )
+    if isinstance(need, LocalConcepts) and backbone.local is None:
+        return (
+            f"{name} needs features of places in an image, and the backbone has none; give `local` "
+            "to Backbone.from_encoder"
+        )
+    if isinstance(need, Perturbed) and not backbone.input_std:
+        return (
+            f"{name} moves pixels, and the backbone does not say what images were divided by; give "
+            "it `input_std`"
+        )
+    return None
+
+
+def _require_width_of_places(backbone: Backbone, name: str, images: Any) -> None:
+    """Refuses a backbone whose features of places are of another width than its features."""
+    given = jnp.asarray(images)
+    places = jax.eval_shape(Backbone.local_features, backbone, given).shape
+    width = jax.eval_shape(lambda own, x: own(x).features, backbone, given).shape[1]
+    if places[-1] != width:
+        raise UserError(
+            f"{name} needs features of places in the space of the image's; local gives width "
+            f"{places[-1]}, and the encoder {width}"
+        )
 
 
 def _require_pooled(backbone: Backbone, name: str, images: Any) -> None:
@@ -225,6 +264,10 @@ def with_extra(
             extra[need] = _deflated(need, backbone, images, hidden)
         elif isinstance(need, LayerMeans):
             extra[need] = tuple(map(_mean_of_places, backbone.middle(images)))
+        elif isinstance(need, LayerExtremes):
+            extra[need] = tuple(map(_largest_and_least, backbone.middle(images)))
+        elif isinstance(need, LocalConcepts):
+            extra[need] = _unlike_all(backbone, images, need.temperature)
         elif early_prototypes is None:
             raise ValueError("early_prototypes is None; expected (C, ...), what is mixed in")
         else:
@@ -237,6 +280,20 @@ def with_extra(
 def _mean_of_places(activations: Float[Array, "b ... c"]) -> Float[Array, "b c"]:
     # In float32, whatever the network computes in: hundreds of places are summed.
     return activations.astype(jnp.float32).mean(axis=tuple(range(1, activations.ndim - 1)))
+
+
+def _largest_and_least(activations: Float[Array, "b ... c"]) -> Float[Array, "b 2"]:
+    flat = activations.reshape(activations.shape[0], -1)
+    return jnp.stack([flat.max(axis=1), flat.min(axis=1)], axis=1).astype(jnp.float32)
+
+
+def _unlike_all(
+    backbone: Backbone, images: Float[Array, "b ..."], temperature: float
+) -> Float[Array, " b"]:
+    if backbone.head is None:
+        raise ValueError("backbone has no class head; expected one, whose weights are concepts")
+    concepts = backbone.head(backbone.arrays)[0].astype(jnp.float32).T
+    return unlike_all_concepts(backbone.local_features(images), concepts, temperature)
 
 
 def _deflated(

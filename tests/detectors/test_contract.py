@@ -10,12 +10,21 @@ import pytest
 
 import grood_jax as gj
 from grood_jax import detectors
-from grood_jax.backbone.outputs import Deflated, Grams, LayerMeans, Nudged, Perturbed
+from grood_jax.backbone.outputs import (
+    Deflated,
+    Grams,
+    LayerExtremes,
+    LayerMeans,
+    LocalConcepts,
+    Nudged,
+    Perturbed,
+)
 from grood_jax.detectors import Detector, Training
 
 WIDTH, CLASSES, SAMPLES, QUERIES = 12, 4, 80, 10
 SMALL = {
     "cfood": {"sampling_ratio": 1.0},
+    "combood": {"k": 5},
     "knn": {"k": 5},
     "nnguide": {"k": 5},
     "grood": {"ood_prototype": "prototype-mean"},
@@ -29,6 +38,7 @@ WITHIN_ROUNDING = 2e-5
 
 SEE_NO_SCALE = {
     "cfood": "features are normalised",
+    "combood": "features are normalised, and extremes are given",
     "global_mahalanobis": "distances are in deviations of the features",
     "knn": "features are normalised",
     "nnguide": "features are normalised",
@@ -60,6 +70,10 @@ def outputs(features, weights, bias, detector):
             extra[need] = jnp.asarray(features * np.float32(0.9))
         if isinstance(need, LayerMeans):
             extra[need] = (features, features[:, ::2])
+        if isinstance(need, LocalConcepts):
+            extra[need] = np.exp(-features.max(axis=1)).astype(np.float32)
+        if isinstance(need, LayerExtremes):
+            extra[need] = (np.stack([features.max(axis=1), features.min(axis=1)], axis=1),)
     return gj.Outputs(jnp.asarray(features), jnp.asarray(logits), extra)
 
 

@@ -7,14 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from sklearn.preprocessing import PowerTransformer, StandardScaler
 
 import grood_jax as gj
 from grood_jax.backbone.backbone import Backbone
-from grood_jax.backbone.outputs import LayerMeans
+from grood_jax.backbone.outputs import LayerExtremes, LayerMeans
 from grood_jax.detectors import (
     Training,
     adascale,
+    combood,
     create,
+    gl_mcm,
     i_odin,
     mahalanobis,
     mahalanobis_ensemble,
@@ -157,7 +160,56 @@ def test_the_ensemble_names_the_layer_of_which_it_complains(backbone, key):
         fit(jnp.tile(first, (1, 20)), second)
 
 
-@pytest.mark.parametrize("name", ["mahalanobis_ensemble", "rankfeat"])
+def extremes64(backbone, outputs, pixels):
+    logits = np.asarray(outputs.logits, np.float64)
+    layers = [layer.reshape(len(layer), -1) for layer in layers64(backbone, pixels)]
+    both = [[part.max(axis=1), part.min(axis=1)] for part in (*layers, logits)]
+    return np.stack([column for pair in both for column in pair], axis=1)
+
+
+def test_combood_is_neighbours_and_a_gaussian_of_extremes(backbone, key):
+    k, added = 3, 0.25
+    detector = combood(k=k, regularization=added)
+    training = training_of(backbone, detector)
+    seen = outputs_of(backbone, detector, QUERIES, 2)
+    state = detector.fit(training, key)
+    train = extremes64(backbone, training.outputs, images(SAMPLES, 1))
+    test = extremes64(backbone, seen, images(QUERIES, 2))
+    scaler, bend = StandardScaler().fit(train), PowerTransformer()
+    own = bend.fit_transform(scaler.transform(train))
+    far = bend.transform(scaler.transform(test))
+    inverse = np.linalg.inv(np.cov(own, rowvar=False) + added * np.eye(own.shape[1]))
+    gaussian = np.einsum("bp,pq,bq->b", far, inverse, far)
+    unit, bank = (np.asarray(part.features, np.float64) for part in (seen, training.outputs))
+    unit, bank = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (unit, bank))
+    squared = np.sort(((unit[:, None] - bank[None]) ** 2).sum(axis=2), axis=1)[:, k - 1]
+    expected = gaussian + np.sqrt(WIDTH) * np.log(squared)
+    np.testing.assert_allclose(detector.score(state, seen), expected, rtol=1e-3, atol=1e-3)
+    together = detector.each["k"]((k, k + 2))(state, seen)
+    np.testing.assert_array_equal(together[:, 0], detector.score(state, seen))
+
+
+def test_combood_of_extremes_that_do_not_vary_and_of_a_training_sample(backbone, key):
+    detector = combood(k=1)
+    training = training_of(backbone, detector)
+    first, second = training.outputs.extra[LayerExtremes()]
+    # After a ReLU the least number is 0 in many a layer.
+    same = first.at[:, 1].set(0.0)
+    outputs = replace(training.outputs, extra={LayerExtremes(): (same, second)})
+    state = detector.fit(replace(training, outputs=outputs), key)
+    found = np.asarray(detector.score(state, outputs))
+    assert np.isfinite(found).all() and (found < 0).all()
+    away = replace(outputs, extra={LayerExtremes(): (same + 1e30, second)})
+    far = np.asarray(detector.score(state, away))
+    assert np.isfinite(far).all() and (far > found).all()
+    bad = replace(outputs, extra={LayerExtremes(): (same, second.at[0, 0].set(jnp.inf))})
+    with pytest.raises(ValueError, match=r"outputs.extra\[LayerExtremes\(\)\]\[1\] holds"):
+        detector.fit(replace(training, outputs=bad), key)
+    with pytest.raises(ValueError, match="k is 1000; expected at most"):
+        combood(k=1000).fit(training, key)
+
+
+@pytest.mark.parametrize("name", ["mahalanobis_ensemble", "rankfeat", "combood"])
 def test_a_backbone_that_cannot_is_refused(backbone, name):
     bare = Backbone.from_functions(backbone.arrays, first_layer, last_layers)
     needs = dict.fromkeys(create(name).needs, "mine")
@@ -368,7 +420,15 @@ def test_an_odd_number_of_bins_is_refused():
 
 
 def test_what_is_needed_can_be_exported_for_any_number_of_images(backbone):
-    made = (mahalanobis_ensemble(), adascale(), i_odin(), rankfeat(where="both"))
+    made = (
+        mahalanobis_ensemble(),
+        adascale(),
+        i_odin(),
+        rankfeat(where="both"),
+        combood(),
+        gl_mcm(),
+    )
+    backbone = replace(backbone, local=lambda arrays, images: middle_layers(arrays, images)[1])
     needs = tuple(need for detector in made for need in detector.needs)
     (count,) = export.symbolic_shape("b")
     shape = jax.ShapeDtypeStruct((count, SIZE, SIZE, 2), jnp.float32)

@@ -229,9 +229,7 @@ def test_the_norm_of_interpolated_gradients_needs_no_bank(key):
     options = {"ood_prototype": ("mixup", "prototype-mean"), "interpolate": True}
     detector = grood(**options, interpolate_classes=2, score="norm")
     (mix,) = detector.needs
-    assert detector.rows is None and detector.grid == {}
-    assert set(grood().grid) == {"ood_prototype", "k"}
-    assert set(grood(farthest_fifth=True).grid) == {"k"}
+    assert detector.rows is None
     test = with_mixed(outputs(TESTS, 2)[0], mix, 4)
     data = training(ood_outputs())
     prototypes = class_means(data.outputs.features, data.labels)
@@ -794,3 +792,36 @@ def test_more_classes_to_mix_with_than_there_are(key):
     detector = grood(interpolate=True, interpolate_classes=5)
     with pytest.raises(ValueError, match="interpolate_classes is 5; expected from 1 to 4"):
         detector.rows(training(), key)
+
+
+def test_what_is_searched_can_be_made_and_begins_with_the_default():
+    usual = grood()
+    assert all(values[0] == usual.options[option] for option, values in usual.grid.items())
+    assert {option for stage in usual.stages for option in stage} == set(usual.grid)
+    of_norm = set(usual.grid) - {"k", "sampling_ratio"}
+    assert set(grood(score="norm").grid) == of_norm
+    assert set(grood(ood_prototype="noise", score="norm").grid) == {"ood_prototype", "space"}
+    farthest = grood(farthest_fifth=True)
+    for source in farthest.grid["ood_prototype"]:
+        assert grood(farthest_fifth=True, ood_prototype=source).options["farthest_fifth"]
+    assert len(farthest.grid["ood_prototype"]) == 2
+
+
+def test_what_fitting_does_not_depend_on_is_not_in_the_key():
+    key = grood().fit_key
+    assert grood(k=7).fit_key == key
+    fitted_anew = {"space": "normalized", "mixup_weight": 0.3, "farthest_fifth": True}
+    for option, value in {**fitted_anew, "sampling_ratio": 0.5, "score": "norm"}.items():
+        assert grood(**{option: value}).fit_key != key
+    assert grood(ood_prototype="noise").fit_key == grood(ood_prototype="noise", k=2).fit_key
+
+
+def test_scores_with_several_k_are_those_with_each(key):
+    data = training(ood_outputs())
+    test = outputs(TESTS, 2)[0]
+    state = grood().fit(data, key)
+    together = grood().each["k"]((3, 1, 5))(state, test)
+    for column, k in enumerate((3, 1, 5)):
+        np.testing.assert_array_equal(together[:, column], grood(k=k).score(state, test))
+    with pytest.raises(ValueError, match="k is 10000; expected at most"):
+        grood().each["k"]((1, 10_000))(state, test)
