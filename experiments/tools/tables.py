@@ -500,6 +500,27 @@ def space_markdown(results: dict[str, Any]) -> str:
     return _table(about, results, header, rows)
 
 
+def processes_markdown(results: dict[str, Any]) -> str:
+    """Seconds of an evaluation in one process and in several, medians and all runs."""
+    header = ["python -m grood_jax.eval", "compiled programs", "processes", "s", "runs, s"]
+    header += ["a core's time, s", "of the one that took most, s", "ratio"]
+    rows = []
+    for words, found in results["processes"].items():
+        for kept in ("cold", "warm"):
+            for name, count in (("one", 1), ("several", found["count"])):
+                own = found[kept][name]
+                medians = (
+                    f"{statistics.median(own[part]):.1f}"
+                    for part in ("seconds", "processor_seconds", "most_processor_seconds")
+                )
+                wall, total, most = medians
+                runs = ", ".join(f"{seconds:.1f}" for seconds in own["seconds"])
+                ratio = "" if count == 1 else f"{found[kept]['ratio']:.2f}"
+                kind = "kept" if kept == "warm" else "none kept"
+                rows.append([f"`{words}`", kind, str(count), wall, runs, total, most, ratio])
+    return _table("An evaluation in one process and in several", results, header, rows)
+
+
 IMAGENET_TRAIN, IMAGENET_MIXED = 1_281_167, 10_000
 IMAGENET_TEST, IMAGENET_OOD = 45_000, 86_000
 """Images of OpenOOD v1.5's imagenet1k; those of the five OOD sets are about as many."""
@@ -637,6 +658,7 @@ MAKERS: dict[str, Callable[[dict[str, Any]], str | list[str]]] = {
     "detector_parity": detector_parity_markdown,
     "space_summary": space_markdown,
     "plans": cluster_markdown,
+    "processes": processes_markdown,
     "forward_passes": forward_markdown,
     "training_steps": training_markdown,
 }

@@ -131,23 +131,26 @@ def _keep_own_programs() -> None:
     """
     from jax._src import compilation_cache, compiler
 
-    written = compiler._cache_write
+    written = getattr(compiler, "_cache_write", None)
+    if written is None or own_place()[0] == 0:
+        return
 
-    def write(
+    def keep(
         key: str, seconds: float, name: str, backend: Any, program: Any, callbacks: Any
     ) -> None:
-        written(key, seconds, name, backend, program, callbacks)
-        least = jax.config.jax_persistent_cache_min_compile_time_secs
-        if callbacks or seconds < least or backend.platform == "gpu":
-            return
-        try:
+        least = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
+        if seconds >= least and not callbacks and backend.platform != "gpu":
             compilation_cache.put_executable_and_time(key, name, program, backend, int(seconds))
+
+    def write(*given: Any) -> None:
+        written(*given)
+        try:
+            keep(*given)
         except Exception as error:
-            # As JAX does with the first process's.
+            # As JAX does with the first process's: no evaluation ends for this.
             warnings.warn(f"a compiled program is not kept: {first_line(error)}", stacklevel=2)
 
-    if own_place()[0] > 0:
-        compiler._cache_write = write
+    compiler._cache_write = write  # type: ignore[assignment]
 
 
 def _client() -> Any:
