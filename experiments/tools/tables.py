@@ -501,23 +501,25 @@ def space_markdown(results: dict[str, Any]) -> str:
 
 
 def processes_markdown(results: dict[str, Any]) -> str:
-    """Seconds of an evaluation in one process and in several, medians and all runs."""
-    header = ["python -m grood_jax.eval", "compiled programs", "processes", "s", "runs, s"]
-    header += ["a core's time, s", "of the one that took most, s", "ratio"]
+    """Seconds of an evaluation in one process and in several: medians, all runs, ratios."""
+    header = ["words", "compiled programs", "processes", "s", "runs, s", "ratio"]
+    header += ["a core's time, s", "of the process that took most, s", "ratio"]
     rows = []
     for words, found in results["processes"].items():
-        for kept in ("cold", "warm"):
-            for name, count in (("one", 1), ("several", found["count"])):
-                own = found[kept][name]
-                medians = (
-                    f"{statistics.median(own[part]):.1f}"
+        for kept, title in (("cold", "none kept"), ("warm", "kept")):
+            one = found[kept]["one"]
+            for own, count in ((one, 1), (found[kept]["several"], found["count"])):
+                wall, total, most = (
+                    statistics.median(own[part])
                     for part in ("seconds", "processor_seconds", "most_processor_seconds")
                 )
-                wall, total, most = medians
+                ratios = (
+                    f"{value / statistics.median(one[part]):.2f}" if count > 1 else ""
+                    for value, part in ((wall, "seconds"), (most, "most_processor_seconds"))
+                )
                 runs = ", ".join(f"{seconds:.1f}" for seconds in own["seconds"])
-                ratio = "" if count == 1 else f"{found[kept]['ratio']:.2f}"
-                kind = "kept" if kept == "warm" else "none kept"
-                rows.append([f"`{words}`", kind, str(count), wall, runs, total, most, ratio])
+                row = [f"`{words}`", title, str(count), f"{wall:.1f}", runs, next(ratios)]
+                rows.append([*row, f"{total:.1f}", f"{most:.1f}", next(ratios)])
     return _table("An evaluation in one process and in several", results, header, rows)
 
 
