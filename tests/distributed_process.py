@@ -2,9 +2,9 @@
 
 Evaluates digits with the words in ``FOLDER/words.json``, twice: the second time from the cache,
 which only the first process has. Then again, with a disk that fails the second process, with other
-options than the first's, and with other data. Fits a classifier, twice. Exchanges
-outputs by themselves, and a classifier. Writes which rows it read, exit statuses, and what it was
-given, to ``FOLDER/NUMBER.json``.
+options than the first's, with many detectors, and with other data. Fits a classifier, thrice.
+Exchanges outputs by themselves, and a classifier. Writes which rows it read, exit statuses, and
+what it was given, to ``FOLDER/NUMBER.json``.
 """
 
 import json
@@ -13,12 +13,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from tiny_network import tiny_fit
 
 from grood_jax.backbone.backbone import Backbone
 from grood_jax.cli import eval, fit
 from grood_jax.data import ArraySet, Preprocessing, batches
 from grood_jax.data.sets import UnreadableImage
+from grood_jax.evaluation.fitting import Fitter
 from grood_jax.passes import forward, processes, reading, training_pass
 from grood_jax.storage import checkpoints
 from grood_jax.support.errors import UserError
@@ -60,6 +62,27 @@ fails = False
 found["other option"] = evaluate("option", "--seed", str(number))
 
 
+# So many detectors that each process fits its own; one cannot be fitted with so few images.
+words[words.index("--detectors") + 1 : words.index("--limit")] = json.loads(
+    (folder / "many.json").read_text()
+)
+fit_one, fits, breaks = Fitter.fit, [], False
+
+
+def counted(self, name, detector):
+    if breaks and name == "react" and number == 1:
+        raise OSError("the fit is gone")
+    fits.append(name)
+    return fit_one(self, name, detector)
+
+
+Fitter.fit = counted
+found["many"] = evaluate("many", *cache) | {"fits": fits[:]}
+breaks = True
+found["failed fit"] = evaluate("failed", *cache)
+breaks = False
+
+
 def others(self, indices):
     images, labels = read(self, indices)
     return images, labels + number
@@ -69,12 +92,14 @@ ArraySet.read = others
 found["other data"] = evaluate("data")
 ArraySet.read = failing
 
-# A detector fitted together, by its command and in Python.
-rows.clear()
+# A detector fitted together, by its command, twice as above, and in Python.
 limit = words[words.index("--limit") + 1]
 own = ["--limit", limit, *words[words.index("--checkpoint") :], "--detector", "grood"]
-code = fit.main([*own, "--output-dir", str(folder / "fitted")])
-found["fit"] = {"code": code, "read": rows[:]}
+own += ["--cache-dir", str(folder / f"fit-cache{number}")]
+for name, place in (("fit", "fitted"), ("fit again", "fitted again")):
+    rows.clear()
+    code = fit.main([*own, "--output-dir", str(folder / place)])
+    found[name] = {"code": code, "read": rows[:]}
 made = tiny_fit(key=0)
 made.save(folder / f"tiny{number}")
 found["tiny"] = [made.held_out_scores.tolist(), made.thresholds.tolist()]
@@ -154,4 +179,12 @@ try:
         crew.require_same({"number": number})
 except UserError as error:
     found["refusal"] = str(error)
+
+# What each compiles is there for its next run, in a place of its own here.
+compiled = folder / f"compiled{number}"
+jax.config.update("jax_compilation_cache_dir", str(compiled))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+compilation_cache.reset_cache()
+jax.jit(lambda x: x + 3)(np.float32(number))
+found["compiled"] = len(list(compiled.iterdir()))
 (folder / f"{number}.json").write_text(json.dumps(found))

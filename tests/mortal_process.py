@@ -21,7 +21,7 @@ from grood_jax.support import provenance
 number, address, count = int(sys.argv[1]), sys.argv[2], int(sys.argv[4])
 folder, stage = Path(sys.argv[3]), sys.argv[5]
 odd = number == (0 if stage == "save" else count - 1)
-if stage in ("start", "pass", "search", "save"):
+if stage in ("start", "pass", "search", "fit", "save"):
     runtime.HEARTBEAT = 6
 jax.config.update("jax_num_cpu_devices", 2 if odd and stage == "devices" else 1)
 
@@ -54,6 +54,8 @@ def work():
         bank = gj.shard_bank(np.eye(3) + number, mesh)
         stay_if("search")
         gj.nearest_distances(np.eye(3), bank)
+        stay_if("fit")
+        crew.known_to_all({"fitted": number})
         crew.in_turn(lambda: stay_if("save"))
 
 

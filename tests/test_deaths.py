@@ -64,7 +64,9 @@ def company(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage, victim", [("start", 2), ("pass", 2), ("search", 2), ("save", 0)])
+@pytest.mark.parametrize(
+    "stage, victim", [("start", 2), ("pass", 2), ("search", 2), ("fit", 2), ("save", 0)]
+)
 def test_the_others_say_in_one_line_who_died(company, stage, victim):
     three = company(0, 1, 2, count=3, stage=stage)
     three.kill(victim)

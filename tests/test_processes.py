@@ -18,6 +18,9 @@ from grood_jax.passes.processes import Processes
 
 LIMIT = 61
 DETECTORS = ("grood:interpolate=true,interpolate_classes=1", "react")
+TOO_MANY = "knn:k=1000"
+MANY = (*DETECTORS, "msp", TOO_MANY, "msp+energy", "grood:ood_prototype=prototype-mean")
+"""Of these the first needs mixed copies of training samples, and so all processes."""
 
 
 @pytest.mark.parametrize("count, total", [(1, 5), (2, 61), (3, 10), (4, 3), (7, 0)])
@@ -47,8 +50,16 @@ def test_one_process_alone_is_left_alone():
     assert alone.agreed(make_anew) is make_anew
     assert alone.in_turn(lambda: 3) == 3
     alone.require_same({"anything": 1})
+    assert alone.owners(["a", "b", "c"]) == {} and alone.known_to_all([1]) == [[1]]
     with pytest.raises(OSError, match="as it is"), alone.together():
         raise OSError("as it is")
+
+
+def test_things_are_each_one_process_s_where_there_are_many():
+    names = list("abcdefg")
+    for own in (Processes(i, 3) for i in range(3)):
+        assert own.owners(names) == dict(zip(names, [0, 1, 2, 0, 1, 2, 0], strict=True))
+        assert own.owners(names[:6]) and own.owners(names[:5]) == {}
 
 
 def test_flags_that_need_another(capsys):
@@ -71,6 +82,7 @@ def ran(once, digits_checkpoint):
 def evaluate_both(folder, checkpoint):
     words = ["--detectors", *DETECTORS, "--limit", str(LIMIT), "--checkpoint", str(checkpoint)]
     (folder / "words.json").write_text(json.dumps(words))
+    (folder / "many.json").write_text(json.dumps(MANY))
     return run_both("distributed_process.py", folder, 300)
 
 
@@ -123,6 +135,43 @@ def test_where_one_process_fails_all_do(ran):
 
 
 @pytest.mark.slow
+def test_many_detectors_are_fitted_by_one_process_each(ran, tmp_path, capsys):
+    folder, found, said = ran
+    # A detector that fails is told by the first.
+    assert [part["many"]["code"] for part in found] == [1, 0]
+    interpolated, react, msp, *_, both, drawn = MANY
+    fits = [part["many"]["fits"] for part in found]
+    # All those whose mixed copies are made together; then the one that the report draws from.
+    assert fits == [[interpolated, both, msp, drawn], [interpolated, react, TOO_MANY]]
+    words = json.loads((folder / "words.json").read_text())
+    words[1 : 1 + len(DETECTORS)] = MANY
+    assert eval.main([*words, "--output-dir", str(tmp_path)]) == 1
+    assert figures(folder / "many") == figures(tmp_path)
+    made, alone = (
+        json.loads((own / "results.json").read_text()) for own in (folder / "many", tmp_path)
+    )
+    for part in ("detectors", "failed"):
+        assert list(made[part]) == list(alone[part])
+    assert list(made["failed"]) == [TOO_MANY]
+    assert f"error: {TOO_MANY} failed: " in said[0] and f"error: {TOO_MANY} failed: " not in said[1]
+    pages = [(own / "report.html").read_text() for own in (folder / "many", tmp_path)]
+    assert len({page.count("gradients") for page in pages}) == 1
+
+
+@pytest.mark.slow
+def test_where_one_process_cannot_fit_all_end(ran):
+    folder, found, said = ran
+    assert [part["failed fit"]["code"] for part in found] == [1, 1]
+    assert "error: process 1 failed; what it said tells why" in said[0]
+    assert "error: the fit is gone" in said[1]
+
+
+@pytest.mark.slow
+def test_each_process_keeps_what_it_compiles(ran):
+    assert [part["compiled"] > 0 for part in ran[1]] == [True, True]
+
+
+@pytest.mark.slow
 def test_other_options_and_other_data_are_refused_by_all(ran):
     _, found, said = ran
     for part, lines in zip(found, said, strict=True):
@@ -152,6 +201,21 @@ def test_a_classifier_is_fitted_together_as_alone(ran, tmp_path):
     for (name, rows), (other, others) in zip(*(part["fit"]["read"] for part in found), strict=True):
         assert name == other and (not set(rows) & set(others) or rows == others == [0])
         assert abs(len(rows) - len(others)) <= 1
+
+
+@pytest.mark.slow
+def test_a_classifier_is_fitted_from_outputs_that_the_first_has_kept(ran):
+    folder, found, _ = ran
+    for part in found:
+        read = part["fit"]["read"]
+        # A batch for its shape, and image 0; then neither the training set nor what is mixed.
+        assert part["fit again"] == {"code": 0, "read": read[:2] + read[4:]}
+    assert list((folder / "fit-cache0").glob("*.npz"))
+    places = folder / "fitted", folder / "fitted again"
+    first, again = (deployment.load(own).classifier.take_apart()[0] for own in places)
+    assert first.keys() == again.keys()
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, again[name], err_msg=name)
 
 
 @pytest.mark.slow

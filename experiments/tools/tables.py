@@ -500,6 +500,29 @@ def space_markdown(results: dict[str, Any]) -> str:
     return _table(about, results, header, rows)
 
 
+def processes_markdown(results: dict[str, Any]) -> str:
+    """Seconds of an evaluation in one process and in several: medians, all runs, ratios."""
+    header = ["words", "compiled programs", "processes", "s", "runs, s", "ratio"]
+    header += ["a core's time, s", "of the process that took most, s", "ratio"]
+    rows = []
+    for words, found in results["processes"].items():
+        for kept, title in (("cold", "none kept"), ("warm", "kept")):
+            one = found[kept]["one"]
+            for own, count in ((one, 1), (found[kept]["several"], found["count"])):
+                wall, total, most = (
+                    statistics.median(own[part])
+                    for part in ("seconds", "processor_seconds", "most_processor_seconds")
+                )
+                ratios = (
+                    f"{value / statistics.median(one[part]):.2f}" if count > 1 else ""
+                    for value, part in ((wall, "seconds"), (most, "most_processor_seconds"))
+                )
+                runs = ", ".join(f"{seconds:.1f}" for seconds in own["seconds"])
+                row = [f"`{words}`", title, str(count), f"{wall:.1f}", runs, next(ratios)]
+                rows.append([*row, f"{total:.1f}", f"{most:.1f}", next(ratios)])
+    return _table("An evaluation in one process and in several", results, header, rows)
+
+
 IMAGENET_TRAIN, IMAGENET_MIXED = 1_281_167, 10_000
 IMAGENET_TEST, IMAGENET_OOD = 45_000, 86_000
 """Images of OpenOOD v1.5's imagenet1k; those of the five OOD sets are about as many."""
@@ -637,6 +660,7 @@ MAKERS: dict[str, Callable[[dict[str, Any]], str | list[str]]] = {
     "detector_parity": detector_parity_markdown,
     "space_summary": space_markdown,
     "plans": cluster_markdown,
+    "processes": processes_markdown,
     "forward_passes": forward_markdown,
     "training_steps": training_markdown,
 }

@@ -54,11 +54,19 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Fitted:
-    """A detector with its state and the time that `Detector.fit` took."""
+    """A detector with its state and the time that `Detector.fit` took.
+
+    Attributes:
+      detector: the detector.
+      state: what `Detector.fit` gave; None in the other processes, where one has it.
+      seconds: how long that took.
+      owner: the process that fitted it and scores with it; None where all did.
+    """
 
     detector: Detector
     state: Any
     seconds: float
+    owner: int | None = None
 
 
 @dataclass(frozen=True)

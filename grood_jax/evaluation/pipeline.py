@@ -28,6 +28,7 @@ from grood_jax.evaluation.classifier import Place, find_classifier, look
 from grood_jax.evaluation.fitting import Fitted, FittedAll, Fitter
 from grood_jax.evaluation.own_model import OwnModel
 from grood_jax.evaluation.report import Group, ShownSet
+from grood_jax.evaluation.report.spaces import first_drawn
 from grood_jax.evaluation.setting import EvalConfig, Setting
 from grood_jax.maths.metrics import ood_metrics
 from grood_jax.maths.prototypes import written
@@ -45,6 +46,9 @@ from grood_jax.support.errors import UserError, first_line
 
 T = TypeVar("T")
 Tried = TypeVar("Tried", bound=tuple[Detector, ...])
+
+COMPOSED = ("auto", "combine")
+"""Detectors that consist of others."""
 
 Candidates = Mapping[str, tuple[Detector, ...]]
 """Detectors by the words that describe them: several where options are to be chosen."""
@@ -151,6 +155,12 @@ class Failures:
             line = first_line(error)
             self.reasons[word] = line + _hint(self.limit, line)
             return None
+
+    def take(self, others: "Failures", words: Iterable[str]) -> None:
+        """Takes the reasons of others, in the order of the words."""
+        self.reasons.update(
+            {word: others.reasons[word] for word in words if word in others.reasons}
+        )
 
     def require_some_success(self, words: Iterable[str]) -> None:
         """Raises UserError with all reasons where none of the detectors is left."""
@@ -394,6 +404,7 @@ def fit(
     candidates: Candidates,
     chosen: Mapping[str, tuning.Chosen],
     failures: Failures,
+    crew: Processes = ALONE,
 ) -> FittedAll:
     """Fits the detectors, with the options that were chosen.
 
@@ -402,17 +413,51 @@ def fit(
       candidates: the candidates.
       chosen: how options were chosen, where there were several candidates.
       failures: has the words that have failed, and takes those that do now.
+      crew: the processes, each of which fits its share of the detectors where these are many.
     """
     wanted = {
         word: chosen[word].detector if word in chosen else tried[0]
         for word, tried in candidates.items()
         if word not in failures.reasons
     }
-    fitted = {
-        word: failures.of(word, partial(fitter.fit, word, detector))
-        for word, detector in wanted.items()
-    }
-    return fitting.collected(fitter, {word: own for word, own in fitted.items() if own is not None})
+    owners = crew.owners(_divisible(wanted))
+    ours = Failures(failures.limit)
+
+    def fitted(word: str) -> Fitted | None:
+        made = ours.of(word, partial(fitter.fit, word, wanted[word]))
+        return made and replace(made, owner=owners.get(word))
+
+    # First what all do: mixed copies of some rows are a pass that they divide.
+    made = {word: fitted(word) for word in wanted if word not in owners}
+    own = {word: fitted(word) for word, owner in owners.items() if owner == crew.index}
+    if owners:
+        known = {word: each.seconds for word, each in own.items() if each is not None}
+        for word, seconds in _known_to_all(crew, known, ours).items():
+            own.setdefault(word, Fitted(wanted[word], None, seconds, owners[word]))
+    failures.take(ours, wanted)
+    made |= own
+    return fitting.collected(
+        fitter, {word: each for word in wanted if (each := made.get(word)) is not None}
+    )
+
+
+def _known_to_all(crew: Processes, facts: Mapping[str, Any], failures: Failures) -> dict[str, Any]:
+    """What each process knows of detectors that it alone has; and so with why they have failed."""
+    said = crew.known_to_all({"facts": facts, "reasons": failures.reasons})
+    for own in said:
+        failures.reasons.update(own["reasons"])
+    return {word: fact for own in said for word, fact in own["facts"].items()}
+
+
+def _divisible(wanted: Mapping[str, Detector]) -> list[str]:
+    """The words of detectors that one process can fit without the others.
+
+    The first process's is the first: the GROOD whose state the report draws. What consists of
+    several detectors takes longest and follows, for the others.
+    """
+    drawn = first_drawn(wanted)
+    words = [word for word, detector in wanted.items() if detector.rows is None]
+    return sorted(words, key=lambda word: (word != drawn, wanted[word].name not in COMPOSED))
 
 
 def pass_test_sets(inputs: Inputs, fitted: FittedAll) -> Passed:
@@ -507,17 +552,46 @@ def score_all(
       groups: of the OOD sets.
       failures: takes the names of those that cannot be scored.
       chosen: how options were chosen, by name.
-      crew: the processes that score together.
+      crew: the processes that score together: each with the detectors that it has fitted, and
+        its share of the rows with those that all have.
 
     Raises:
       UserError: none of them can be scored.
     """
-    scored = {
-        name: failures.of(name, partial(score, own, passed, groups, chosen.get(name), crew))
-        for name, own in fitted.detectors.items()
-    }
+    ours = Failures(failures.limit)
+
+    def scored(owner: int | None, who: Processes) -> dict[str, Scored]:
+        found = {
+            name: ours.of(name, partial(score, own, passed, groups, chosen.get(name), who))
+            for name, own in fitted.detectors.items()
+            if own.owner == owner
+        }
+        return {name: own for name, own in found.items() if own is not None}
+
+    # First what all do: of these each makes its share of the rows.
+    made = scored(None, crew)
+    if any(own.owner is not None for own in fitted.detectors.values()):
+        made |= _scored_by_all(scored(crew.index, ALONE), passed, ours, crew)
+    failures.take(ours, fitted.detectors)
     failures.require_some_success(fitted.detectors)
-    return {name: own for name, own in scored.items() if own is not None}
+    return {name: made[name] for name in fitted.detectors if name in made}
+
+
+def _scored_by_all(
+    own: Mapping[str, Scored], passed: Passed, failures: Failures, crew: Processes
+) -> dict[str, Scored]:
+    """What each process has scored alone; in one exchange."""
+    ends = np.cumsum([len(outputs.logits) for outputs in passed.outputs.values()])
+    rows = [np.concatenate([each.scores[name] for name in passed.outputs]) for each in own.values()]
+    # Also where all of its detectors have failed.
+    scores = crew.gathered(np.array(rows, np.float32).reshape(len(rows), ends[-1]))
+    figures = _known_to_all(crew, {name: each.figures for name, each in own.items()}, failures)
+    return {
+        name: Scored(
+            figures[name], dict(zip(passed.outputs, np.split(row, ends[:-1]), strict=True))
+        )
+        for name, row in zip(figures, scores, strict=True)
+    }
 
 
 def record(
@@ -695,7 +769,7 @@ def evaluate(
     inputs = explained(inputs.config.limit, lambda: with_head(inputs, candidates))
     fitter = explained(inputs.config.limit, lambda: pass_training_set(inputs, candidates))
     chosen = choose_options(inputs, fitter, candidates, failures, say)
-    fitted = fit(fitter, candidates, chosen, failures)
+    fitted = fit(fitter, candidates, chosen, failures, inputs.read.crew)
     failures.require_some_success(candidates)
     passed = pass_test_sets(inputs, fitted)
     groups: dict[str, Group] = {name: group for name, (group, _) in inputs.data.ood.items()}

@@ -7,7 +7,7 @@ one does.
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, TypeVar
@@ -29,6 +29,9 @@ T = TypeVar("T")
 
 BLOCK_BYTES = 2**28
 """Bytes of all processes' rows that are exchanged at once."""
+
+FAIR = 2
+"""Things a process at least, where each is done by one: fewer are divided by their rows."""
 
 HELD, WANTED = 0, 1
 """Whether the first process has the outputs of a set already, or wants them made."""
@@ -201,6 +204,26 @@ class Processes:
         for said in filter(None, _said(reason)):
             raise ValueError(said)
         return _joined(made)
+
+    def owners(self, names: Sequence[str]) -> dict[str, int]:
+        """The process that alone works on a thing, by name: the first on the first, and so on.
+
+        Empty where there is one process, or so few things a process that shares would differ.
+
+        Args:
+          names: of the things.
+        """
+        if self.count == 1 or len(names) < FAIR * self.count:
+            return {}
+        return {name: number % self.count for number, name in enumerate(names)}
+
+    def known_to_all(self, facts: Any) -> list[Any]:
+        """Facts of every process, in JSON's types and in their order."""
+        if self.count == 1:
+            return [facts]
+        # JSON has no line feed of its own.
+        lines = _joined(np.frombuffer(json.dumps(facts).encode() + b"\n", np.uint8))
+        return list(map(json.loads, lines.tobytes().splitlines()))
 
     def told(self, make: Callable[[], Any]) -> Any:
         """What the first process makes, in JSON's types and few words; the others do not."""

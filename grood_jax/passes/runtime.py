@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ def meet(address: str | None, count: int | None, index: int | None, seconds: int
         raise UserError(f"the processes cannot be brought together: {line} ({HOW})") from error
     finally:
         met.set()
+    _keep_own_programs()
     _watched.set()
     threading.Thread(target=_watch, daemon=True).start()
     atexit.register(_leave)
@@ -119,6 +121,36 @@ def await_verdict() -> None:
     """Where something has failed that a death may have caused: does not return if one has."""
     if _watched.is_set():
         time.sleep(HEARTBEAT + 3 * POLL)
+
+
+def _keep_own_programs() -> None:
+    """Has JAX write what this process compiles where it keeps programs, if it keeps any.
+
+    JAX has only the first process write, as if all had the same programs. But their names there say
+    which devices they are for, but for GPUs: the others would find none, and compile in each run.
+    """
+    from jax._src import compilation_cache, compiler
+
+    written = getattr(compiler, "_cache_write", None)
+    if written is None or own_place()[0] == 0:
+        return
+
+    def keep(
+        key: str, seconds: float, name: str, backend: Any, program: Any, callbacks: Any
+    ) -> None:
+        least = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
+        if seconds >= least and not callbacks and backend.platform != "gpu":
+            compilation_cache.put_executable_and_time(key, name, program, backend, int(seconds))
+
+    def write(*given: Any) -> None:
+        written(*given)
+        try:
+            keep(*given)
+        except Exception as error:
+            # As JAX does with the first process's: no evaluation ends for this.
+            warnings.warn(f"a compiled program is not kept: {first_line(error)}", stacklevel=2)
+
+    compiler._cache_write = write  # type: ignore[assignment]
 
 
 def _client() -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from grood_jax.backbone.outputs import Outputs
+from grood_jax.detectors import Detector
 from grood_jax.detectors.grood import GroodState, compared_gradients
 from grood_jax.evaluation.fitting import Fitted
 from grood_jax.evaluation.report.contents import ShownSet
@@ -64,6 +65,15 @@ def views(sets: Sequence[ShownSet], detectors: Mapping[str, Fitted]) -> list[Vie
             axes = ("UMAP 1", "UMAP 2")
             all_views.append(View(space, "UMAP", dict(zip(names, placed, strict=True)), axes))
     return all_views
+
+
+def first_drawn(detectors: Mapping[str, Detector]) -> str | None:
+    """The name of the detector whose state `views` draws, before any is fitted; None if none's.
+
+    Args:
+      detectors: all that are to be evaluated.
+    """
+    return next((name for name, own in detectors.items() if own.name == "grood"), None)
 
 
 def principal(
