@@ -336,6 +336,67 @@ def peers_markdown(results: dict[str, Any]) -> str:
     return _table("Detectors on the same features", results, header, rows)
 
 
+def evaluation_markdown(results: dict[str, Any]) -> list[str]:
+    """Whole evaluations beside OpenOOD's, and each of its own."""
+    seconds, core = results["seconds"], results["core_seconds"]
+    ratios = (results["times_openood"], results["times_openood_of_cores"])
+    ratios += (results["times_openood_without_its_slowest"],)
+    whole = [
+        [name, f"{seconds[name]:.1f}", f"{core[name]:.1f}"]
+        + [f"{ratio[name]:.1f} ×" if name in ratio else "" for ratio in ratios]
+        for name in seconds
+    ]
+    images = results["images"]
+    test = sum(count for name, count in images.items() if name.startswith("test"))
+    rows = results["evaluated"]
+    about = (
+        f"Whole evaluations of {len(rows)} detectors beside OpenOOD's, {results['model']}, "
+        f"{images['train_cifar10']} training and {test} test images, {results['date']}"
+    )
+    each = [
+        [f"`{name}`", row["openood"], f"{row['openood_seconds']:.1f}"]
+        + [f"{row[group]:.4f} / {row[f'openood_{group}']:.4f}" for group in ("near", "far")]
+        + [row["note"]]
+        for name, row in rows.items()
+    ]
+    header = [
+        "",
+        "s",
+        "s of cores",
+        "OpenOOD's time / ours",
+        "of cores",
+        "without its slowest five",
+    ]
+    titles = ["detector", "OpenOOD's", "its s", "AUROC near, ours / its", "far", "it differs"]
+    return [_table(about, results, header, whole), _rows(titles, each)]
+
+
+def first_run_markdown(results: dict[str, Any]) -> list[str]:
+    """What a first evaluation compiles, and the fits that take most."""
+    evaluations = [
+        [name, str(row["programs"]), f"{row['seconds']:.1f}", f"{row['core_seconds']:.1f}"]
+        for name, row in results["evaluations"].items()
+    ]
+    fits = results["fits"]
+    rows = {"all": fits["sum"]} | fits["detectors"]
+    fitted = [
+        [f"`{name}`" if name in fits["detectors"] else name]
+        + [f"{seconds:.2f}" for what in ("seconds", "core_seconds") for seconds in row[what]]
+        for name, row in list(rows.items())[:FITS]
+    ]
+    count = next(iter(results["evaluations"].values()))["detectors"]
+    about = f"{count} detectors evaluated on the digits, twice in a process, {results['date']}"
+    own = f"Fits on {fits['images']} images of {fits['dataset']}, {fits['model']}"
+    return [
+        _table(about, results, ["evaluation", "programs", "s", "s of cores"], evaluations),
+        _table(own, results, ["detector", "first, s", "warm", "first, s of cores", "warm"], fitted),
+    ]
+
+
+FITS = 13
+"""Rows of fits that are shown, those that take most, after their sum."""
+
+
 def serving_markdown(results: dict[str, Any]) -> str:
     """Requests per second and latency of the service, beside the network alone."""
     about = f"Service, {results['model']} with {results['detector']}"
@@ -655,6 +716,8 @@ MAKERS: dict[str, Callable[[dict[str, Any]], str | list[str]]] = {
     "gradients": gradients_markdown,
     "peers": peers_markdown,
     "load": serving_markdown,
+    "evaluated": evaluation_markdown,
+    "fits": first_run_markdown,
     "loader": loader_markdown,
     "parity": parity_markdown,
     "detector_parity": detector_parity_markdown,

@@ -110,6 +110,14 @@ _factories: dict[str, Callable[..., Detector]] = {
     )
 }
 
+_PURE = frozenset(_factories.values())
+"""Factories whose detectors depend on their options alone; of other packages' nothing is known."""
+
+KEPT = 128
+"""Detectors that `create` keeps: a detector made anew is compiled anew."""
+
+_made: dict[tuple[str, str], Detector] = {}
+
 __all__ = [
     "AutoState",
     "Detector",
@@ -224,7 +232,9 @@ def options(name: str) -> dict[str, Any]:
 
 
 def create(name: str, **given: Any) -> Detector:
-    """Makes a detector by name.
+    """Makes a detector by name; asked again with the same options, gives the same one.
+
+    What JAX compiled for it need not be compiled again then.
 
     Args:
       name: one of `names()`.
@@ -247,7 +257,27 @@ def create(name: str, **given: Any) -> Detector:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             listed = ", ".join(known) or "no options"
             raise ValueError(f"{name} has no option {option!r}; expected {listed}{hint}")
-    return _factories[name](**given)
+    factory = _factories[name]
+    if factory not in _PURE or not _plain(given):
+        return factory(**given)
+    # By what is written, for 1, 1.0 and True are equal.
+    written = repr(sorted(given.items()))
+    made = _made.get((name, written))
+    if made is None:
+        made = factory(**given)
+        if len(_made) >= KEPT:
+            _made.clear()
+        _made[name, written] = made
+    return made
+
+
+def _plain(given: Any) -> bool:
+    """Whether options are numbers, words and lists of them, which `repr` writes whole."""
+    if isinstance(given, dict):
+        return all(map(_plain, given.values()))
+    if type(given) in (list, tuple):
+        return all(map(_plain, given))
+    return given is None or type(given) in (bool, int, float, str)
 
 
 def rebuild(name: str, given: Mapping[str, Any]) -> Detector:

@@ -2,10 +2,13 @@ import re
 from importlib.metadata import EntryPoint
 from inspect import signature
 
+import jax
+import numpy as np
 import pytest
 
 import grood_jax as gj
 from grood_jax import detectors
+from grood_jax.evaluation import fitting
 
 
 def test_names_hold_grood_and_the_baselines():
@@ -30,6 +33,38 @@ def test_options_are_the_defaults_of_the_factory():
 def test_create_passes_options_on():
     made = detectors.create("grood", k=4, sampling_ratio=0.5)
     assert made.options == detectors.options("grood") | {"k": 4, "sampling_ratio": 0.5}
+
+
+def test_the_same_detector_is_given_again_and_no_other():
+    made = detectors.create("knn", k=5)
+    assert detectors.create("knn", k=5) is made
+    assert detectors.create("knn", k=6) is not made
+    assert detectors.create("energy", temperature=5.0).options == {"temperature": 5.0}
+    assert detectors.create("gram", powers=[1, 2]) is detectors.create("gram", powers=[1, 2])
+    # True == 1 and 5.0 == 5, but they are no such numbers.
+    detectors.create("knn", k=1)
+    for wrong in (True, 5.0):
+        with pytest.raises(TypeError):
+            detectors.create("knn", k=wrong)
+
+
+def test_detectors_are_kept_up_to_a_limit(monkeypatch):
+    monkeypatch.setattr(detectors, "KEPT", 2)
+    monkeypatch.setattr(detectors, "_made", {})
+    for k in range(1, 5):
+        assert detectors.create("knn", k=k).options["k"] == k
+        assert len(detectors._made) <= 2
+
+
+def test_a_detector_scores_with_what_was_compiled_before(caplog):
+    rows = gj.Outputs(np.ones((3, 2), np.float32), np.eye(3, 2, dtype=np.float32))
+    compiled = []
+    for _ in range(2):
+        caplog.clear()
+        with jax.log_compiles():
+            fitting.score(detectors.create("energy", temperature=3.25), (), rows)
+        compiled.append("Compiling" in caplog.text)
+    assert compiled == [True, False]
 
 
 @pytest.mark.parametrize("door", [detectors.create, detectors.options])
