@@ -29,6 +29,7 @@ def test_a_bank_gives_its_rows_back_in_order(dtype):
     assert_equal_searches(gj.build_bank(ROWS[ORDER], dtype=dtype), ROWS[ORDER])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_bank_in_pieces_equals_a_bank_at_once(dtype):
     pieces = (piece for piece in (ROWS[:1], ROWS[1:301].tolist(), jax.numpy.asarray(ROWS[301:])))
@@ -60,6 +61,7 @@ def test_a_bank_of_few_numbers_keeps_no_axes(monkeypatch):
     assert gj.build_bank(rows).axes == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, count", [(near_a_plane, 1003), (gaussian, 1003), (wide_norms, 130)])
 def test_axes_chosen_on_the_device_are_those_of_the_host(kind, count, monkeypatch):
     rows = made(kind, count, 1, 64)[1] + np.float32(3)

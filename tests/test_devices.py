@@ -80,6 +80,7 @@ def test_each_device_has_its_share(eight, rows, held):
 
 
 # The devices do not divide 30 rows.
+@pytest.mark.slow
 @pytest.mark.parametrize("size, without", [(32, ()), (30, (0, 7, 12))])
 def test_one_pass_is_that_of_one_device(one, eight, data, size, without):
     def train(rows):
@@ -132,6 +133,7 @@ def test_all_scores_are_those_of_one_device(one, eight, data, key):
         )
 
 
+@pytest.mark.slow
 def test_nothing_travels_within_a_pass(eight, unchecked):
     mesh = devices.mesh_of(eight)
     images = devices.divided(np.zeros((16, 8, 8, 1), np.float32), mesh)

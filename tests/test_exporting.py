@@ -40,6 +40,7 @@ def fit(detector, **options):
     )
 
 
+@pytest.mark.slow
 def test_a_fresh_process_gives_the_same_answers(tmp_path):
     # Of those that compile fast: a fresh process compiles for each number of images.
     made = fit(relative_mahalanobis(), per_class=True, target_tpr=0.8)

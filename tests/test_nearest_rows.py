@@ -82,6 +82,7 @@ def test_rows_bounded_by_few_axes_are_those_of_brute_force(dtype):
     assert_nearest(rows_of(queries, ready, 10), queries, rows, 10)
 
 
+@pytest.mark.slow
 def test_chunks_that_do_not_fit_into_memory_together(monkeypatch):
     monkeypatch.setattr(searching, "SHARE", 2)
     queries, rows = made(gaussian, 5003, 20, 24)

@@ -82,6 +82,7 @@ def tiny():
     )
 
 
+@pytest.mark.slow
 def test_gram_and_odin_through_the_harness(key):
     backbone = tiny()
     detectors = {"gram": gram(powers=(1, 2)), "odin": odin(noise=0.01), "msp": msp()}

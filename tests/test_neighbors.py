@@ -134,6 +134,7 @@ def test_any_size_and_width(rows, width, k, kind):
     assert_exact(queries, bank, k)
 
 
+@pytest.mark.slow
 def test_many_blocks_of_rows_bounded_by_few_axes_equal_brute_force():
     queries, bank = hard()
     ready = in_blocks(bank, 10)
@@ -142,6 +143,7 @@ def test_many_blocks_of_rows_bounded_by_few_axes_equal_brute_force():
     np.testing.assert_allclose(found, brute_force(queries, bank, 10), rtol=1e-5, atol=0)
 
 
+@pytest.mark.slow
 def test_each_search_leaves_fewer_queries_to_the_next():
     queries, bank = hard()
     ready = gj.build_bank(bank)
@@ -162,6 +164,7 @@ def test_data_of_any_scale_and_offset_need_no_second_search(kind):
     assert search(jnp.asarray(queries), gj.build_bank(bank), k=1, kept=12)[1].all()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(
     kind=st.sampled_from([*KINDS, near_a_plane]),
@@ -273,6 +276,7 @@ def test_a_bfloat16_bank_gives_the_bits_of_a_float32_bank(kind, monkeypatch):
             monkeypatch.setattr(module, "HOST_BLOCK", 300 * 4 * 24)
 
 
+@pytest.mark.slow
 def test_a_bfloat16_bank_in_blocks_bounded_by_few_axes_gives_the_bits_of_a_float32_bank():
     queries, bank = hard()
     ready = in_blocks(bank, 10, dtype="bfloat16")
@@ -303,6 +307,7 @@ def test_a_bank_made_once_equals_the_array():
     )
 
 
+@pytest.mark.slow
 def test_a_bank_is_a_pytree_that_passes_through_compiled_and_mapped_code():
     queries, bank = made(gaussian)
     copied = jax.tree.map(lambda array: array + 0, gj.build_bank(bank))
@@ -323,6 +328,7 @@ def test_any_real_dtype(dtype):
     assert_exact(queries.astype(dtype), bank.astype(dtype), 10)
 
 
+@pytest.mark.slow
 def test_searching_again_with_the_same_shapes_compiles_nothing(monkeypatch):
     traces = []
     original = searching._search_block

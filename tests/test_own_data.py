@@ -69,6 +69,7 @@ def rows(found: dict) -> dict:
     return {name: detector["datasets"] for name, detector in found["detectors"].items()}
 
 
+@pytest.mark.slow
 def test_the_same_images_give_the_same_figures(folders, checkpoint, tmp_path, monkeypatch):
     detectors = ("--detectors", "msp", "grood:ood_prototype=prototype-mean")
     own = evaluate(folders, checkpoint, tmp_path / "own", *detectors)
@@ -136,6 +137,7 @@ def test_damaged_images_are_left_out_if_asked(damaged, folders, checkpoint, tmp_
                 assert rows(found)[name]["digits_8_9"][metric] == value
 
 
+@pytest.mark.slow
 def test_the_full_spectrum_counts_shifted_images_as_id(folders, checkpoint, tmp_path):
     few = ("--detectors", "msp", "--batch-size", "100")
     plain = evaluate(folders, checkpoint, tmp_path, *few)

@@ -34,6 +34,7 @@ def test_the_bits_are_those_of_one_device_in_compiled_code_too():
         np.testing.assert_array_equal(found, gj.nearest_distances(queries, bank, 10))
 
 
+@pytest.mark.slow
 def test_neighbours_in_one_shard_may_lie_many_decades_apart():
     queries, bank = made(gaussian)
     queries, bank[::20] = 1e-25 * queries, 1e-25 * bank[::20]
@@ -67,6 +68,7 @@ def collectives(text):
         yield name, max(sizes, default=1)
 
 
+@pytest.mark.slow
 def test_only_the_nearest_distances_travel(unchecked):
     queries, bank = made(gaussian)
     sharded = gj.shard_bank(bank, EIGHT)
@@ -92,6 +94,7 @@ def test_bad_arguments(unchecked, rows, options, error, message):
         gj.shard_bank(made(gaussian)[1][:rows], EIGHT, **options)
 
 
+@pytest.mark.slow
 def test_each_share_is_assembled_where_it_lies(unchecked, monkeypatch):
     """No device ever holds more than its share twice: the rows as given, and sorted in the bank."""
     rows = np.random.default_rng(0).normal(size=(8 * 4096, 64)).astype(np.float32)

@@ -108,7 +108,7 @@ def evaluate(
         )
     if checks.choice("present_classes", present_classes, ("all", "data")) == "data":
         wanted = of_present_classes(wanted, train_set.labels())
-    failures = Failures()
+    failures, words = Failures(), list(wanted)
     wanted = pipeline.that_can_be(opener.backbone, wanted, failures)
     network = spread(heads.completed(opener.backbone, train_set.read, pipeline.every(wanted)))
     sources = {"noise": noise_as(opener, train_set), "validation": _all_of(held_out)}
@@ -134,7 +134,8 @@ def evaluate(
     shown = [
         shown_set(opener, own, by_name.get(own, "ID"), part, passed) for own, part in given.items()
     ]
-    return collected(passed, scored, failures.reasons, about, shown, fitted.detectors)
+    reasons = {word: failures.reasons[word] for word in words if word in failures.reasons}
+    return collected(passed, scored, reasons, about, shown, fitted.detectors)
 
 
 def _fit(

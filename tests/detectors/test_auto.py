@@ -92,6 +92,7 @@ def without(training, label):
     return replace(training, outputs=outputs, labels=labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unread", [0.0, 300.0])
 def test_an_absent_class_is_not_expected(key, unread):
     whole = training_of(count=600, unread=unread)

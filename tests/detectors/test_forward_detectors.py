@@ -305,6 +305,7 @@ def test_adascale_needs_a_gradient(backbone):
         forward.require_needs(bare, dict.fromkeys(adascale().needs, "mine"), images(2, 0))
 
 
+@pytest.mark.slow
 def test_i_odin_is_odin_of_images_moved_at_one_number(backbone, key):
     detector, pixels = i_odin(temperature=10.0, noise=0.05), images(QUERIES, 2)
     found = detector.score((), outputs_of(backbone, detector, QUERIES, 2))

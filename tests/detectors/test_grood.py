@@ -331,6 +331,7 @@ def test_sampling_ratio_keeps_that_share_of_the_bank(key):
     np.testing.assert_array_equal(kept, rows_of(sampling.fit(data, key)))
 
 
+@pytest.mark.slow
 def test_a_bank_on_the_host_gives_the_same_scores(key):
     data = training()
     detector = grood(ood_prototype="prototype-mean")

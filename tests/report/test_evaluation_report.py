@@ -98,6 +98,7 @@ def test_without_matplotlib_it_says_how_to_get_it(in_digits, tmp_path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
+@pytest.mark.slow
 def test_images_that_could_not_be_read_are_not_taken_for_others(in_digits, tmp_path, monkeypatch):
     read, bad = ArraySet.read, 5
 
