@@ -143,8 +143,10 @@ DIFFERENT = {
     "mahalanobis_ensemble": "the stem alone there, with a step of the images",
     "nnguide": "the bank is the first batches there, drawn at random here",
     "odin": "as i_odin",
+    "rankfeat:where=both": "the last stage but one there, the cut here",
     "react": "fitted on validation images there",
     "residual:dim=32": "fitted on validation images there",
+    "temperature_scaling": "fitted on validation images there",
     "vra:low=10,high=90": "fitted on validation images there, and low features are raised",
 }
 """What the peer does otherwise."""

@@ -120,6 +120,7 @@ def measure_fits(config: BenchmarkConfig) -> dict[str, Any]:
     candidates = create_candidates(setting.detectors, False)
     benchmark, data, place = pipeline.open_sets(setting, candidates, ALONE, tell)
     inputs = pipeline.open_inputs(setting, benchmark, data, place, ALONE, tell, False)
+    candidates = pipeline.that_can_be(inputs.backbone, candidates, pipeline.Failures())
     took, fitter = timed(lambda: pipeline.pass_training_set(inputs, candidates))
     jax.clear_caches()
     rows = {}
