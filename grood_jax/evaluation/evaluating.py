@@ -134,8 +134,7 @@ def evaluate(
     shown = [
         shown_set(opener, own, by_name.get(own, "ID"), part, passed) for own, part in given.items()
     ]
-    reasons = {word: failures.reasons[word] for word in words if word in failures.reasons}
-    return collected(passed, scored, reasons, about, shown, fitted.detectors)
+    return collected(passed, scored, failures.ordered(words), about, shown, fitted.detectors)
 
 
 def _fit(

@@ -156,11 +156,13 @@ class Failures:
             self.reasons[word] = line + _hint(self.limit, line)
             return None
 
+    def ordered(self, words: Iterable[str]) -> dict[str, str]:
+        """The reasons in the order of the words."""
+        return {word: self.reasons[word] for word in words if word in self.reasons}
+
     def take(self, others: "Failures", words: Iterable[str]) -> None:
         """Takes the reasons of others, in the order of the words."""
-        self.reasons.update(
-            {word: others.reasons[word] for word in words if word in others.reasons}
-        )
+        self.reasons.update(others.ordered(words))
 
     def require_some_success(self, words: Iterable[str]) -> None:
         """Raises UserError with all reasons where none of the detectors is left."""
