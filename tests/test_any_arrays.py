@@ -62,6 +62,7 @@ def mixed(count=1):
     return gj.Backbone.from_functions(arrays, mixed_early, mixed_late)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [dropout, mixed])
 def test_from_fit_to_file(tmp_path, make):
     backbone = make()

@@ -25,6 +25,7 @@ def pixels():
     return np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
 
 
+@pytest.mark.slow
 def test_bytes_are_normalised_as_by_hand(model, pixels):
     backbone = gj.Backbone.from_nnx(model, cut="layer1", **STATISTICS)
     mean, std = (np.array(STATISTICS[name], np.float64) for name in ("input_mean", "input_std"))

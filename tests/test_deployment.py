@@ -59,6 +59,7 @@ def test_the_command_says_what_it_promises_and_what_came_of_it(made):
     assert "(promised: 0.9)" in line
 
 
+@pytest.mark.slow
 def test_images_are_answered_as_by_the_network_alone(made):
     loaded = deployment.load(made[0])
     images = pixels(slice(0, 40))[..., None]
@@ -76,12 +77,14 @@ def test_images_are_answered_as_by_the_network_alone(made):
     assert loaded.nearest(images[:2], 10**6)[0].shape == (2, 1010)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 def test_what_are_no_bytes_is_refused(made):
     with pytest.raises(TypeError, match="pixels has dtype float64"):
         deployment.load(made[0]).predict(np.zeros((1, 8, 8, 1)))
 
 
+@pytest.mark.slow
 def test_it_also_loads_without_its_network(made):
     loaded = deployment.load(made[0])
     again = OODClassifier.load(made[0], loaded.classifier.backbone)
@@ -127,6 +130,7 @@ def test_the_page_shows_what_the_commands_say(tmp_path, monkeypatch):
         np.testing.assert_allclose(float(row["p_value"]), float(expected["p_value"]), atol=0.01)
 
 
+@pytest.mark.slow
 def test_lines_of_csv(made, folder):
     text, failed, reported = lines(made[0], (folder,), batch_size=2)
     rows = list(csv.DictReader(io.StringIO(text)))
@@ -147,6 +151,7 @@ def test_lines_of_csv(made, folder):
     ]
 
 
+@pytest.mark.slow
 def test_lines_of_json_and_arrays(made, tmp_path):
     np.savez(tmp_path / "set.npz", other=np.zeros(3), images=pixels(slice(0, 7)))
     text, failed, _ = lines(made[0], (tmp_path / "set.npz",), format="jsonl", batch_size=3)
@@ -158,6 +163,7 @@ def test_lines_of_json_and_arrays(made, tmp_path):
     assert all(list(row) == COLUMNS for row in rows) and failed == 0
 
 
+@pytest.mark.slow
 def test_a_decision_on_all_images_together(made, tmp_path):
     np.savez(tmp_path / "set.npz", images=pixels(slice(0, 60)))
     text, _, _ = lines(made[0], (tmp_path / "set.npz",), format="jsonl", fdr=0.2, batch_size=7)
@@ -166,6 +172,7 @@ def test_a_decision_on_all_images_together(made, tmp_path):
     assert [row["is_ood"] for row in rows] == expected.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
@@ -184,6 +191,7 @@ def test_arrays_that_are_no_images(made, tmp_path, arrays, said):
     assert text == ",".join(COLUMNS) + "\n"
 
 
+@pytest.mark.slow
 def test_the_commands_exit_statuses(made, folder, capsys):
     assert predict.main([str(made[0]), str(folder / "0.png"), str(folder / "absent.png")]) == 1
     out, err = capsys.readouterr()

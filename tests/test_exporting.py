@@ -104,6 +104,7 @@ def test_an_image_of_nan_is_ood(tmp_path):
     assert found["is_ood"][1] and np.isnan(found["p_value"][1])
 
 
+@pytest.mark.slow
 def test_rows_on_the_host_cannot_be_exported(tmp_path):
     made = fit(grood(bank_dtype="bfloat16"))
     with pytest.raises(UserError, match="grood reads rows that lie on the host"):

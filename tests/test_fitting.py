@@ -219,6 +219,7 @@ def test_held_out_images_run_once(key):
 # How often it is compiled.
 
 
+@pytest.mark.slow
 def test_ragged_batches_never_retrace(key):
     backbone, counts = network()
     detectors = {"g": grood(mixup_samples=40, interpolate=True, interpolate_classes=1), "m": msp()}

@@ -182,6 +182,7 @@ def test_schedules():
     assert rates[0] < 0.4 / 10 and rates[-1] < 0.4 / 1000
 
 
+@pytest.mark.slow
 def test_weight_decay_leaves_vectors_alone(tmp_path):
     network = models.create("small", num_classes=2, channels=1, rngs=nnx.Rngs(0))
     options = dataclasses.replace(OPTIONS, weight_decay=0.5, crop_padding=0, flip=False)

@@ -188,6 +188,7 @@ def test_p_values_of_ranks_and_of_the_tail(key):
     np.testing.assert_allclose(AUTO.score(lone, outputs)[:4], -2 * np.log(0.25), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_is_rebuilt_from_what_is_written_of_it(key):
     state = AUTO.fit(training_of(ood=STAND_INS), key)
     about, arrays = take_apart("auto", (state, dict(AUTO.options)))

@@ -309,6 +309,7 @@ def test_a_stage_that_is_none(cut: str) -> None:
         model.late(jnp.zeros((1, 8, 8, 3)), cut)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet20", "resnet18_32x32"])
 def test_every_cut_gives_the_numbers_of_the_reference(name: str) -> None:
     state = torch_reference.random_state(name)

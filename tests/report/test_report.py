@@ -141,6 +141,7 @@ def test_large_sets_are_sampled(monkeypatch):
     assert [len(points) for points in view.points.values()] == [30, 20, 20, 20]
 
 
+@pytest.mark.slow
 def test_umap_where_it_is_installed(monkeypatch):
     """Of a stand-in: the package itself is slow, and not needed by anything else."""
     given = {}
