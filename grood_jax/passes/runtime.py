@@ -35,6 +35,8 @@ HOW = "--coordinator HOST:PORT, --num-processes N and --process-id I name them"
 
 _turns = itertools.count()
 _watched = threading.Event()
+_asking = threading.Lock()
+"""Held while `_watch` asks the service: a thread that the interpreter's end finds there aborts."""
 
 
 def meet(address: str | None, count: int | None, index: int | None, seconds: int) -> None:
@@ -216,11 +218,12 @@ def _watch() -> None:
     everyone = set(range(count))
     while _watched.wait():
         try:
-            gone = everyone - set(client.get_live_nodes(sorted(everyone)))
-            left = {
-                int(key.rpartition("/")[2])
-                for key, _ in client.key_value_dir_get("grood_jax/left/")
-            }
+            with _asking:
+                gone = everyone - set(client.get_live_nodes(sorted(everyone)))
+                left = {
+                    int(key.rpartition("/")[2])
+                    for key, _ in client.key_value_dir_get("grood_jax/left/")
+                }
         except jax.errors.JaxRuntimeError:
             # The service is gone, and JAX ends this process.
             return
@@ -246,6 +249,8 @@ def _leave() -> None:
     client, (index, count) = _client(), own_place()
     if client is None:
         return
+    # Never given back: nothing is asked from here on.
+    _asking.acquire(timeout=HEARTBEAT)
     try:
         client.key_value_set(f"grood_jax/left/{index}", "")
         if index == 0:
