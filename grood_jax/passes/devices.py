@@ -13,11 +13,18 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
 
 from grood_jax.backbone.backbone import Backbone
 from grood_jax.maths.prototypes import ClassMeans, empty_means, merge
 
 T = TypeVar("T")
+
+AT_ONCE = 64
+"""Images that a CPU works on at once."""
+
+LARGE = 2**18
+"""Numbers in a batch's images from which on they are divided so."""
 
 AXIS = "rows of a batch"
 ALL, DIVIDED = PartitionSpec(), PartitionSpec(AXIS)
@@ -87,6 +94,23 @@ def by_rows(
     if mesh is None:
         return function
     return jax.shard_map(function, mesh=mesh, in_specs=given, out_specs=DIVIDED, check_vma=False)
+
+
+def by_parts(function: Callable[[Any], T], images: Shaped[Array, "b ..."]) -> T:
+    """The function of a batch; on a CPU of `AT_ONCE` images after another, where they are large.
+
+    Activations of more images than these leave the cache, and a CPU's memory for them is asked of
+    the system with each batch, which takes a quarter of the time of a small network.
+
+    Args:
+      function: works on each row by itself; whatever it returns is divided by rows.
+      images: the batch, of one device.
+    """
+    count, size = images.shape[0], images.size
+    if jax.default_backend() != "cpu" or size < LARGE or count % AT_ONCE or count == AT_ONCE:
+        return function(images)
+    found = jax.lax.map(function, images.reshape(-1, AT_ONCE, *images.shape[1:]))
+    return jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), found)
 
 
 def no_means(num_classes: int, shape: Sequence[int], mesh: Mesh | None) -> ClassMeans:

@@ -33,6 +33,7 @@ from grood_jax.maths.perturbation import nudge, perturb
 from grood_jax.passes.devices import (
     ALL,
     DIVIDED,
+    by_parts,
     by_rows,
     divided,
     everywhere,
@@ -236,9 +237,12 @@ def network_outputs(
         images: Shaped[Array, "b ..."],
         early_prototypes: Float[Array, "c ..."] | None,
     ) -> Outputs:
-        images = backbone.normalized(images)
-        hidden = backbone.hidden(images)
-        return with_extra(backbone, images, hidden, early_prototypes, needs)
+        def of_some(images: Shaped[Array, "n ..."]) -> Outputs:
+            images = backbone.normalized(images)
+            hidden = backbone.hidden(images)
+            return with_extra(backbone, images, hidden, early_prototypes, needs)
+
+        return by_parts(of_some, images)
 
     return by_rows(run, mesh, (ALL, DIVIDED, ALL))(backbone, images, early_prototypes)
 

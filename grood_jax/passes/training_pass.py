@@ -21,6 +21,7 @@ from grood_jax.maths.prototypes import ClassMeans, accumulate, merge
 from grood_jax.passes.devices import (
     ALL,
     DIVIDED,
+    by_parts,
     by_rows,
     divided,
     everywhere,
@@ -343,9 +344,12 @@ def _forward_and_sum(
         valid: Bool[Array, " b"],
         means: ClassMeans,
     ) -> tuple[Outputs, ClassMeans]:
-        images = backbone.normalized(images)
-        hidden = backbone.hidden(images)
-        outputs = with_extra(backbone, images, hidden, None, needs)
+        def of_some(images: Shaped[Array, "n ..."]) -> tuple[Outputs, Float[Array, "n ..."]]:
+            images = backbone.normalized(images)
+            hidden = backbone.hidden(images)
+            return with_extra(backbone, images, hidden, None, needs), hidden
+
+        outputs, hidden = by_parts(of_some, images)
         return outputs, accumulate(means, hidden, labels, valid)
 
     given = (ALL, DIVIDED, DIVIDED, DIVIDED, DIVIDED)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import export, lax
 
+import grood_jax.models.convolution as forms
 from grood_jax import models
 from grood_jax.models.convolution import convolve
 
@@ -105,6 +106,54 @@ def test_it_is_the_definition(convolution):
     expected = by_loops(images, kernel, strides, padding, groups)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def slopes_by_loops(images, kernel, weights, strides, padding, groups=1):
+    """Slopes of the weighted sum of outputs, by the definition in float64."""
+    rows, columns = padding
+    images, kernel, weights = map(np.float64, (images, kernel, weights))
+    padded = np.pad(images, ((0, 0), rows, columns, (0, 0)))
+    of_padded, of_kernel = np.zeros_like(padded), np.zeros_like(kernel)
+    height, width = weights.shape[1:3]
+    inputs, outputs = kernel.shape[2], kernel.shape[3] // groups
+    for i, j, group in np.ndindex(kernel.shape[0], kernel.shape[1], groups):
+        places = (
+            slice(None),
+            slice(i, i + (height - 1) * strides[0] + 1, strides[0]),
+            slice(j, j + (width - 1) * strides[1] + 1, strides[1]),
+            slice(group * inputs, (group + 1) * inputs),
+        )
+        own = slice(group * outputs, (group + 1) * outputs)
+        of_padded[places] += weights[..., own] @ kernel[i, j, :, own].T
+        of_kernel[i, j, :, own] += np.einsum("bhwc,bhwk->ck", padded[places], weights[..., own])
+    (_, height, width, _), top, left = images.shape, rows[0], columns[0]
+    return of_padded[:, top : top + height, left : left + width], of_kernel
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None)
+@given(convolutions(), st.sampled_from([1, 2**9, 2**19]))
+def test_slopes_are_those_of_the_definition(convolution, together):
+    image_shape, kernel_shape, strides, padding, groups = convolution
+    images, kernel = arrays(image_shape, kernel_shape)
+
+    def outputs(images, kernel):
+        return convolve(
+            images, kernel, strides, padding, dimension_numbers=NHWC, feature_group_count=groups
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        # So that the forms for many images are met.
+        patch.setattr(forms, "MANY", 1)
+        patch.setattr(forms, "TOGETHER", together)
+        found, slopes = jax.vjp(outputs, images, kernel)
+        weights = np.random.default_rng(1).standard_normal(found.shape, np.float32)
+        own = slopes(jnp.asarray(weights))
+        _, moved = jax.jvp(outputs, (images, kernel), (jnp.zeros_like(images), kernel))
+    expected = slopes_by_loops(images, kernel, weights, strides, padding, groups)
+    for one, two in zip(own, expected, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5 * max(1, np.abs(two).max()))
+    np.testing.assert_allclose(moved, found, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((-1, 1), (2, -1))], ids=str)
