@@ -1,14 +1,16 @@
-"""ResNet-20's training step and forward pass beside PyTorch's, in seconds of cores.
+"""ResNet-20's training step and forward pass beside PyTorch's, on one core or on all.
 
 taskset -c 0 python experiments/benchmarks/training.py
+python experiments/benchmarks/training.py --output experiments/results/benchmark_training_cores.json
 
 The step is that of `grood_jax.training.loop`, without augmentation: forward, cross-entropy,
 backward, SGD with momentum and weight decay. PyTorch does the same with the same weights, not
-compiled, in channels-last layout; the losses of the first steps must agree. The network's
-convolutions are measured alone too. What is compared runs in turn, warm, and medians are compared,
-of the time that cores worked: on one core (taskset) other work on the machine hardly changes it. On
-several cores waiting threads of PyTorch's count as work. PyTorch is not a dependency: pip install
-torch.
+compiled, in channels-last layout; the losses of the first steps must agree. The same step with
+`jax.lax.conv_general_dilated` instead of `grood_jax.models.convolution` is "lax", and the network's
+convolutions are measured alone, both ways, too. What is compared runs in turn, warm, and medians
+are compared: on one core (taskset) of the time that it worked, which other work on the machine
+hardly changes; on several of the time that passed, for waiting threads of PyTorch's count as work,
+and the machine must be idle. PyTorch is not a dependency: pip install torch.
 """
 
 import statistics
@@ -29,6 +31,8 @@ from jax import lax
 from grood_jax.data import Preprocessing
 from grood_jax.data.batching import default_workers
 from grood_jax.evaluation import results
+from grood_jax.models import Staged
+from grood_jax.models.convolution import convolve
 from grood_jax.support import checks, provenance
 from grood_jax.support.progress import tell
 from grood_jax.training import loop
@@ -65,10 +69,11 @@ class BenchmarkConfig:
         checks.at_least("repeats", self.repeats, 1)
 
 
-def our_step(pixels: np.ndarray, labels: np.ndarray, options: TrainOptions) -> Callable[[], float]:
+def our_step(
+    network: Staged, pixels: np.ndarray, labels: np.ndarray, options: TrainOptions
+) -> Callable[[], float]:
     """One step further with each call; returns the loss."""
     prepare = Preprocessing(32, 3, (0.5,) * 3, (0.25,) * 3)
-    network = forward_passes.network(NETWORK, 0)
     step, state, _ = loop._prepare(network, options, 10**6, prepare)
     states = [state]
 
@@ -112,15 +117,16 @@ def torch_step(
 
 
 def in_turn(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of cores that each run takes."""
+    """Milliseconds that each run takes, of the core if it is one."""
+    clock = time.process_time if default_workers() == 1 else time.perf_counter
     for run in runs.values():
         run()
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            start = time.process_time()
+            start = clock()
             run()
-            taken[name].append((time.process_time() - start) * 1e3)
+            taken[name].append((clock() - start) * 1e3)
     return {
         name: {"median": statistics.median(own), "min": min(own), "max": max(own)}
         for name, own in taken.items()
@@ -140,15 +146,23 @@ def measure(config: BenchmarkConfig, batch: int) -> dict[str, Any]:
     options = TrainOptions(
         epochs=1, batch_size=batch, learning_rate=0.01, crop_padding=0, flip=False
     )
-    steps = {"grood-jax": our_step(pixels, labels, options)}
-    steps["PyTorch"] = torch_step(pixels, labels, options)
+    network = forward_passes.network(NETWORK, 0)
+    plain = forward_passes.with_plain_convolutions(network)
+    # Copies of arrays too, for a step takes its network's away.
+    own, lax_own = jax.tree.map(jnp.copy, (network, plain))
+    steps = {
+        "grood-jax": our_step(own, pixels, labels, options),
+        "lax": our_step(lax_own, pixels, labels, options),
+        "PyTorch": torch_step(pixels, labels, options),
+    }
     losses = {name: [run() for _ in range(STEPS)] for name, run in steps.items()}
-    apart = np.abs(np.subtract(*losses.values()) / losses["PyTorch"]).max()
+    apart = max(
+        np.abs(np.subtract(own, losses["PyTorch"]) / losses["PyTorch"]).max()
+        for own in losses.values()
+    )
     if not apart <= TOLERANCE:
         raise RuntimeError(f"losses differ by {apart:.1e}: {losses}")
-    network = forward_passes.network(NETWORK, 0)
     images = rng.standard_normal((batch, 32, 32, 3), np.float32)
-    plain = forward_passes.with_plain_convolutions(network)
     forward = {
         "grood-jax": forward_passes.forward(network, images),
         "lax": forward_passes.forward(plain, images),
@@ -163,7 +177,7 @@ def measure(config: BenchmarkConfig, batch: int) -> dict[str, Any]:
 
 
 def measure_convolutions(config: BenchmarkConfig) -> list[dict[str, Any]]:
-    """GFLOP/s of a core in the 3 × 3 convolutions that ResNet-20 is made of, and their slopes."""
+    """GFLOP/s in the 3 × 3 convolutions that ResNet-20 is made of, and their slopes."""
     import torch
 
     found = []
@@ -173,22 +187,16 @@ def measure_convolutions(config: BenchmarkConfig) -> list[dict[str, Any]]:
         x, slope = rng.standard_normal((2, 128, side, side, channels), np.float32)
         kernel = rng.standard_normal((3, 3, channels, channels), np.float32)
 
-        def own(x: Any, kernel: Any) -> Any:
-            return lax.conv_general_dilated(
-                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
-
-        def of_images(x: Any, kernel: Any, slope: Any) -> Any:
-            return jax.vjp(lambda x: own(x, kernel), x)[1](slope)  # noqa: B023
-
-        def of_kernel(x: Any, kernel: Any, slope: Any) -> Any:
-            return jax.vjp(lambda kernel: own(x, kernel), kernel)[1](slope)  # noqa: B023
-
-        forms = {"forward": lambda x, kernel, slope: own(x, kernel)}  # noqa: B023
-        forms |= {"slope of images": of_images, "slope of the kernel": of_kernel}
         given = tuple(map(jnp.asarray, (x, kernel, slope)))
-        ours: dict[str, Callable[[], Any]] = {
-            name: partial(_waited, jax.jit(form), given) for name, form in forms.items()
+        ours = {
+            who: {
+                name: partial(_waited, jax.jit(form), given)
+                for name, form in _forms(convolution).items()
+            }
+            for who, convolution in (
+                ("grood-jax", convolve),
+                ("lax", lax.conv_general_dilated),
+            )
         }
         tx, ts, tk = (
             torch.from_numpy(array.transpose(order).copy(order="K")).contiguous(
@@ -206,11 +214,27 @@ def measure_convolutions(config: BenchmarkConfig) -> list[dict[str, Any]]:
             "slope of the kernel": partial(back, [False, True, False]),
         }
         work = 2 * 9 * channels**2 * slope[..., 0].size / 1e6
-        for name in forms:
-            taken = in_turn({"XLA": ours[name], "PyTorch": theirs[name]}, config.repeats)
+        for name in theirs:
+            runs = {who: own[name] for who, own in ours.items()}
+            taken = in_turn(runs | {"PyTorch": theirs[name]}, config.repeats)
             rates = {who: work / own["median"] for who, own in taken.items()}
             found.append({"side": side, "channels": channels, "what": name, "gflops": rates})
     return found
+
+
+def _forms(convolution: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """A convolution and its slopes, as functions of images, kernel and slope."""
+
+    def own(x: Any, kernel: Any) -> Any:
+        return convolution(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    return {
+        "forward": lambda x, kernel, slope: own(x, kernel),
+        "slope of images": lambda x, kernel, slope: jax.vjp(lambda x: own(x, kernel), x)[1](slope),
+        "slope of the kernel": lambda x, kernel, slope: jax.vjp(
+            lambda kernel: own(x, kernel), kernel
+        )[1](slope),
+    }
 
 
 def _waited(run: Callable[..., Any], given: tuple[Any, ...]) -> Any:

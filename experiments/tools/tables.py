@@ -651,7 +651,7 @@ def forward_markdown(results: dict[str, Any]) -> str:
 
 
 def training_markdown(results: dict[str, Any]) -> str:
-    """ResNet-20's training step and forward pass beside PyTorch's, in the time of cores."""
+    """ResNet-20's training step and forward pass beside PyTorch's."""
     rows = []
     for row in results["training_steps"]:
         for what in ("step", "forward"):
@@ -660,12 +660,12 @@ def training_markdown(results: dict[str, Any]) -> str:
             for name, own in taken.items():
                 cells = [f"{own:.0f}", f"{theirs:.0f}", f"{theirs / own:.2f} ×"]
                 rows.append([f"{what}, {name}", str(row["batch"]), *cells])
-    header = ["ResNet-20", "batch", "ms of a core", "PyTorch's", "PyTorch's time / ours"]
-    cores = f"time of cores, {results['cores_used']} used"
+    header = ["ResNet-20", "batch", "ms", "PyTorch's", "PyTorch's time / ours"]
+    cores = "time of one core" if results["cores_used"] == 1 else f"{results['cores_used']} cores"
     alone = [
         [
             f"{row['what']}, {row['side']} × {row['side']}, {row['channels']} channels",
-            *(f"{row['gflops'][who]:.0f}" for who in ("XLA", "PyTorch")),
+            *(f"{rate:.0f}" for rate in row["gflops"].values()),
         ]
         for row in results["convolutions"]
     ]
@@ -675,7 +675,7 @@ def training_markdown(results: dict[str, Any]) -> str:
             _table(
                 f"Convolutions 3 × 3 of 128 images, GFLOP/s, {cores}",
                 results,
-                ["convolution", "XLA", "PyTorch"],
+                ["convolution", *results["convolutions"][0]["gflops"]],
                 alone,
             ),
         ]

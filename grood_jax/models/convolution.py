@@ -98,10 +98,16 @@ def convolve(
     forms = _cpu_forms(images.shape, kernel.shape, strides, sides, feature_group_count)
     if not any(forms):
         return plain(images, kernel)
-    forward, in_images, in_kernel = (
-        plain if form is None else partial(lax.platform_dependent, cpu=form, default=plain)
-        for form in forms
-    )
+    return _with_slopes(
+        *(
+            plain if form is None else partial(lax.platform_dependent, cpu=form, default=plain)
+            for form in forms
+        )
+    )(images, kernel)
+
+
+def _with_slopes(forward: _Form, in_images: _Form, in_kernel: _Form) -> _Form:
+    """A form whose derivatives in each argument are those of others, linear in what moves."""
 
     @jax.custom_jvp
     def run(images: _Images, kernel: _Kernel) -> _Outputs:
@@ -118,7 +124,7 @@ def convolve(
             parts.append(in_kernel(images, moved_kernel))
         return outputs, sum(parts[2:], parts[1]) if len(parts) > 1 else parts[0]
 
-    return run(images, kernel)
+    return run
 
 
 def _cpu_forms(
