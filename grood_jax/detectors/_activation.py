@@ -55,8 +55,8 @@ def shaped_head(name: str, training: Training) -> Head:
 
 def negative_share(training: Training) -> float:
     """The share of the training features that is negative."""
-    features = jnp.asarray(training.outputs.features)
-    return float((features < 0).mean()) if features.size else 0.0
+    features = np.asarray(training.outputs.features)
+    return float(np.count_nonzero(features < 0) / max(features.size, 1))
 
 
 def energy(features: Float[Array, "b d"], head: Head) -> Float[Array, " b"]:
