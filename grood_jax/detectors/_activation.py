@@ -1,17 +1,20 @@
 """What the detectors have in common that shape the features before the class head."""
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from grood_jax.detectors.base import Training, require_head
 
 LARGEST_EXPONENT = 64.0
-LARGEST_SUBNORMAL = 0x007FFFFF
+
+PART = 2**17
+"""Numbers that are compared at once where ranks are counted."""
 
 NEGATIVE = 0.1
 """The share of negative features beyond which they are not what a ReLU leaves."""
@@ -55,8 +58,8 @@ def shaped_head(name: str, training: Training) -> Head:
 
 def negative_share(training: Training) -> float:
     """The share of the training features that is negative."""
-    features = jnp.asarray(training.outputs.features)
-    return float((features < 0).mean()) if features.size else 0.0
+    features = np.asarray(training.outputs.features)
+    return float(np.count_nonzero(features < 0) / max(features.size, 1))
 
 
 def energy(features: Float[Array, "b d"], head: Head) -> Float[Array, " b"]:
@@ -90,57 +93,46 @@ def percentile_of(values: Float[Array, "n d"], percentile: float) -> float:
     """The percentile of all the values, interpolated linearly as `numpy.percentile` does.
 
     Neither sorted nor copied: finite float32 numbers are ordered as their bits are, so that the
-    number of a given rank is found by bisection in at most 32 passes that count.
+    number of a given rank is found by bisection in at most 32 passes that count, on the host.
 
     Raises:
       ValueError: there are no values.
     """
     if values.size == 0:
         raise ValueError(f"training features have shape {values.shape}; expected at least one row")
-    place = percentile / 100 * (values.size - 1)
+    numbers = np.asarray(values).reshape(-1)
+    place = percentile / 100 * (numbers.size - 1)
     rank = int(place)
-    low, high = _order(values.min()), _order(values.max())
+    low, high = _order(numbers.min()), _order(numbers.max())
     while low < high:
         middle = (low + high) // 2
-        if _count(values, _number(middle)) > rank:
+        if _count(numbers, _number(middle)) > rank:
             high = middle
         else:
             low = middle + 1
     value = _number(low)
-    if place == rank or _count(values, value) > rank + 1:
+    if place == rank or _count(numbers, value) > rank + 1:
         return float(value)
-    return float(value) + (place - rank) * (float(_next(values, value)) - float(value))
+    above = min(float(part[part > value].min(initial=np.inf)) for part in _parts(numbers))
+    return float(value) + (place - rank) * (above - float(value))
 
 
-def _order(value: Float[Array, ""]) -> int:
-    """The place of a number among all float32 numbers, from the negative ones up; 0 for zero.
-
-    Subnormal numbers are zero too: XLA may compare them so.
-    """
-    bits = int(np.asarray(value, np.float32).view(np.int32))
-    place = max((bits & 0x7FFFFFFF) - LARGEST_SUBNORMAL, 0)
-    return place if bits >= 0 else -place
+def _order(value: np.float32) -> int:
+    """The place of a number among all float32 numbers, from the negative ones up; 0 for zero."""
+    bits = int(value.view(np.int32))
+    return bits if bits >= 0 else -(bits & 0x7FFFFFFF)
 
 
 def _number(order: int) -> np.float32:
     """The number at a place of that order."""
-    if order == 0:
-        return np.float32(0.0)
-    size = np.int32(abs(order) + LARGEST_SUBNORMAL).view(np.float32)
-    return size if order > 0 else -size
+    size = np.int32(abs(order)).view(np.float32)
+    return size if order >= 0 else -size
 
 
-def _count(values: Float[Array, "n d"], limit: np.float32) -> int:
-    # By row first: all together may be more than int32 holds.
-    return int(np.asarray(_counts(values, limit)).sum(dtype=np.int64))
+def _parts(numbers: Float[np.ndarray, " m"]) -> Iterator[Float[np.ndarray, " p"]]:
+    """Some numbers at a time, which stay in a CPU's cache."""
+    return (numbers[start : start + PART] for start in range(0, len(numbers), PART))
 
 
-@jax.jit
-def _counts(values: Float[Array, "n d"], limit: Float[Array, ""]) -> Int[Array, " n"]:
-    return jnp.sum(values <= limit, axis=1, dtype=jnp.int32)
-
-
-@jax.jit
-def _next(values: Float[Array, "n d"], limit: Float[Array, ""]) -> Float[Array, ""]:
-    """The least value above the limit."""
-    return jnp.min(jnp.where(values > limit, values, jnp.inf))
+def _count(numbers: Float[np.ndarray, " m"], limit: np.float32) -> int:
+    return sum(int(np.count_nonzero(part <= limit)) for part in _parts(numbers))

@@ -18,12 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from grood_jax.detectors.base import Training, require_head
 from grood_jax.maths.gradients import LARGEST
-from grood_jax.maths.prototypes import (
-    class_prototypes,
-    empty_classes,
-    require_classes,
-    written,
-)
+from grood_jax.maths.prototypes import empty_classes, require_classes, written
 from grood_jax.neighbors.building import sampled_rows
 from grood_jax.support import checks
 
@@ -85,7 +80,12 @@ def training_features(training: Training, limit: float | None = LARGEST) -> Floa
 
 def feature_mean(features: Float[Array, "n d"]) -> Float[Array, " d"]:
     """The mean of all features, (D,) float32."""
-    return class_prototypes(features, np.zeros(len(features), np.int32), 1)[0][0]
+    return single(class_means(features, np.zeros(len(features), np.int32), 1)[0][0])
+
+
+def single(array: Float[np.ndarray, "..."]) -> Float[Array, "..."]:
+    """What was computed on the host, as float32 on the device; no program is compiled."""
+    return checks.placed(array.astype(np.float32))
 
 
 def rows_of_bank(key: Array, count: int, sampling_ratio: float, k: int) -> Int[np.ndarray, " m"]:
@@ -163,11 +163,11 @@ def second_moment(
 ) -> Float[np.ndarray, "d d"]:
     """The mean of ``(h − c)(h − c)ᵀ``, ``c`` being the center of the sample's label; float64."""
     count, width = features.shape
-    wide, classes = np.asarray(centers, np.float64), np.asarray(labels)
+    rows, wide, classes = np.asarray(features), np.asarray(centers, np.float64), np.asarray(labels)
     total = np.zeros((width, width))
     for start in range(0, count, MOMENT_ROWS):
         own = slice(start, start + MOMENT_ROWS)
-        rest = np.asarray(features[own], np.float64) - wide[classes[own]]
+        rest = rows[own].astype(np.float64) - wide[classes[own]]
         total += rest.T @ rest
     return total / count
 
@@ -182,21 +182,19 @@ def class_means(
     To float32's digits they are the prototypes. But squares of what those digits leave out may
     be as large as a covariance's small eigenvalues.
     """
-    count, width = features.shape
-    classes = np.asarray(labels)
-    sums, counts = np.zeros((num_classes, width)), np.bincount(classes, minlength=num_classes)
-    for start in range(0, count, MOMENT_ROWS):
-        own = classes[start : start + MOMENT_ROWS]
-        order = np.argsort(own, kind="stable")
-        block = np.asarray(features[start : start + MOMENT_ROWS], np.float64)[order]
-        present, firsts = np.unique(own[order], return_index=True)
-        sums[present] += np.add.reduceat(block, firsts)
+    rows, classes = np.asarray(features), np.asarray(labels)
+    counts = np.bincount(classes, minlength=num_classes)
+    sums = np.zeros((num_classes, rows.shape[1]))
+    by_class = np.split(np.argsort(classes, kind="stable"), np.cumsum(counts)[:-1])
+    for total, own in zip(sums, by_class, strict=True):
+        for start in range(0, len(own), MOMENT_ROWS):
+            total += rows[own[start : start + MOMENT_ROWS]].sum(axis=0, dtype=np.float64)
     return sums / np.maximum(counts, 1)[:, None], counts
 
 
 def correct_means(
     name: str,
-    values: Float[Array, "n d"],
+    values: Float[Array | np.ndarray, "n d"],
     logits: Float[Array | np.ndarray, "n c"],
     labels: Int[Array | np.ndarray, " n"],
 ) -> tuple[Float[Array, "c d"], Bool[np.ndarray, " n"]]:
@@ -214,8 +212,8 @@ def correct_means(
         name, np.bincount(true[taken], minlength=classes), "all samples of these classes are taken"
     )
     taken |= np.isin(true, missing)
-    rows = np.flatnonzero(taken)
-    return class_prototypes(values[rows], true[rows], classes)[0], taken
+    # The others as a class more: their rows need not be cut out.
+    return single(class_means(values, np.where(taken, true, classes), classes + 1)[0][:-1]), taken
 
 
 def warn_of_classes(
@@ -338,9 +336,7 @@ def _gaussians(
     whitening = (vectors[:, kept] / np.sqrt(values[kept])).astype(np.float32)
     center = means.mean(axis=0).astype(np.float32)
     return Gaussians(
-        jnp.asarray(center),
-        jnp.asarray(whitening),
-        jnp.asarray((means - center) @ whitening.astype(np.float64), jnp.float32),
+        single(center), single(whitening), single((means - center) @ whitening.astype(np.float64))
     )
 
 
@@ -385,10 +381,10 @@ def residual_space(name: str, training: Training, dim: int | None) -> ResidualSp
         )
     # Singular values that float32 weights cannot tell from 0 must not be inverted.
     inverse = np.linalg.pinv(np.asarray(weights, np.float64).T, rcond=10 * EPSILON)
-    origin = jnp.asarray(-inverse @ np.asarray(bias, np.float64), jnp.float32)
+    origin = (-inverse @ np.asarray(bias, np.float64)).astype(np.float32)
     moment = second_moment(features, origin[None, :], np.zeros(len(features), np.int32))
     basis = np.linalg.eigh(moment)[1][:, : width - dim]
-    return ResidualSpace(origin, jnp.asarray(basis, jnp.float32))
+    return ResidualSpace(single(origin), single(basis))
 
 
 def residual_norm(space: ResidualSpace, features: Float[Array, "b d"]) -> Float[Array, " b"]:

@@ -1,7 +1,7 @@
 """AdaSCALE: scaling by a percentile that follows how far features shift (arXiv 2503.08023)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
 
@@ -100,8 +100,10 @@ def adascale(
     def fit(training: Training, key: Array) -> AdaScaleState:
         del key
         head = head_of("adascale", training) if variant == "a" else None
-        found = checks.finite(f"training.outputs.extra[{need}]", shifts(training.outputs))
-        return AdaScaleState(jnp.sort(found), head)
+        own = replace(training.outputs, extra={need: training.outputs.extra[need]})
+        found = jax.jit(shifts)(own)
+        found = checks.finite(f"training.outputs.extra[{need}]", found)
+        return AdaScaleState(checks.placed(np.sort(np.asarray(found))), head)
 
     def score(state: AdaScaleState, outputs: Outputs) -> Float[Array, " b"]:
         below = jnp.searchsorted(state.shifts, shifts(outputs), side="right")

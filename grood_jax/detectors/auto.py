@@ -12,7 +12,13 @@ from jaxtyping import Array, Float, Int
 
 from grood_jax.backbone.outputs import Outputs
 from grood_jax.detectors._activation import NEGATIVE, negative_share
-from grood_jax.detectors._statistics import fit_class_gaussians, product, training_features
+from grood_jax.detectors._statistics import (
+    MOMENT_ROWS,
+    class_means,
+    fit_class_gaussians,
+    product,
+    training_features,
+)
 from grood_jax.detectors.base import Detector, MixedTraining, Noise, Training, require_head
 from grood_jax.detectors.combine import CombineState, fit_members, rows_of, spared
 from grood_jax.detectors.entropy import entropy
@@ -22,8 +28,7 @@ from grood_jax.detectors.grood import ADVICE, NOISE_IMAGES, OODPrototype, checke
 from grood_jax.detectors.mahalanobis import mahalanobis
 from grood_jax.detectors.relative_mahalanobis import relative_mahalanobis
 from grood_jax.detectors.vra import vra
-from grood_jax.maths.gradients import distances_to
-from grood_jax.maths.prototypes import class_prototypes, require_classes
+from grood_jax.maths.prototypes import require_classes
 from grood_jax.neighbors.building import sampled_rows
 from grood_jax.support import checks
 
@@ -237,15 +242,24 @@ def _left_out(training: Training, key: Array) -> Int[np.ndarray, " h"]:
     return spared(np.asarray(sampled_rows(key, count, wanted / count)), labels, right)
 
 
-@jax.jit
-def _deviation(
-    features: Float[Array, "n d"], means: Float[Array, "c d"], labels: Int[Array, " n"]
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The largest difference from a class mean, and the largest feature, by magnitude."""
-    return jnp.abs(features - means[labels]).max(), jnp.abs(features).max()
+def _vary(
+    features: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, " n"],
+    kept: Int[np.ndarray, " k"],
+    means: Float[np.ndarray, "c d"],
+) -> bool:
+    """Whether some feature kept differs from its class's mean by more than rounding."""
+    least = 1e-5 * max(features.max(), -features.min())
+    blocks = (kept[start : start + MOMENT_ROWS] for start in range(0, len(kept), MOMENT_ROWS))
+    # The first block says so, as a rule.
+    return any((np.abs(features[own] - means[labels[own]]) > least).any() for own in blocks)
 
 
-_distances = jax.jit(distances_to)
+def _nearest(points: Float[Array, "b d"], means: Float[np.ndarray, "c d"]) -> Int[np.ndarray, " b"]:
+    """The nearest mean of each point, in float64 about the center of the means."""
+    center = means.mean(axis=0)
+    rows, own = np.asarray(points, np.float64) - center, means - center
+    return (np.square(own).sum(axis=1)[None, :] - 2 * rows @ own.T).argmin(axis=1)
 
 
 def _chosen(
@@ -266,16 +280,16 @@ def _chosen(
         )
         return [], [why]
     kept = np.setdiff1d(np.arange(len(labels)), out)
-    known = checks.rows(features, kept)
-    means, _ = class_prototypes(known, labels[kept], classes)
-    rest, largest = _deviation(known, means, labels[kept])
-    # Float32 means of equal features differ from them in the last digits.
-    if float(rest) <= 1e-5 * float(largest):
+    # Those left out as a class more: the rows of the others need not be cut out.
+    known = labels.copy()
+    known[out] = classes
+    means = class_means(features, known, classes + 1)[0][:-1]
+    if not _vary(np.asarray(features), labels, kept, means):
         return [], ["features do not vary within classes"]
     judged = out[np.unique(np.linspace(0, len(out) - 1, JUDGED).astype(int))]
     predicted = logits[judged].argmax(axis=1)
     points = checks.rows(features, judged)
-    nearest = np.asarray(_distances(points, means)).argmin(axis=1)
+    nearest = _nearest(points, means)
     share = float((nearest == predicted).mean())
     said = (
         f"of {len(judged)} training samples left out {share:.1%} lie nearest to the mean of the "
@@ -287,7 +301,7 @@ def _chosen(
     own = Training(rows_of(training.outputs, kept, ()), checks.rows(training.labels, kept))
     gaussians = fit_class_gaussians("auto", own, shrinkage=SHRINKAGE)
     points = product(points - gaussians.center[None, :], gaussians.whitening)
-    nearest = np.asarray(_distances(points, gaussians.means)).argmin(axis=1)
+    nearest = _nearest(points, np.asarray(gaussians.means, np.float64))
     with_covariance = float((nearest == predicted).mean())
     helps = 1 - with_covariance <= (1 - EXPLAINED) * (1 - share)
     lines = [

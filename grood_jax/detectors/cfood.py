@@ -11,7 +11,13 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from grood_jax.backbone.outputs import Outputs
-from grood_jax.detectors._statistics import product, rows_of_bank, training_features, unit_rows
+from grood_jax.detectors._statistics import (
+    product,
+    rows_of_bank,
+    single,
+    training_features,
+    unit_rows,
+)
 from grood_jax.detectors.base import Detector, Training
 from grood_jax.support import checks
 
@@ -96,8 +102,8 @@ def _state(references: Float[Array, "n d"]) -> CfoodState:
     radii = [
         _radii(references, slice(start, start + rows), ranks) for start in range(0, count, rows)
     ]
-    ends = jnp.asarray(np.append(fractions, 1.0), jnp.float32)
-    return CfoodState(references, jnp.asarray(np.concatenate(radii)), ends)
+    ends = single(np.append(fractions, 1.0))
+    return CfoodState(references, checks.placed(np.concatenate(radii)), ends)
 
 
 def _ranks(count: int) -> tuple[Float[np.ndarray, " k"], Int[np.ndarray, " k"]]:
@@ -123,7 +129,7 @@ def _radii(
     references: Float[Array, "n d"], rows: slice, ranks: Int[np.ndarray, " k"]
 ) -> Float[np.ndarray, "r k"]:
     """The squared distances of some references from their neighbours of some ranks."""
-    apart = np.array(_squared_distances(references[rows], references))
+    apart = np.array(_squared_distances(np.asarray(references)[rows], references))
     # Itself comes first, and is no neighbour.
     apart[np.arange(len(apart)), np.arange(len(references))[rows]] = -1.0
     # NumPy's sort is ten times as fast as XLA's on a CPU.

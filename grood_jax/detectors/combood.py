@@ -1,7 +1,7 @@
 """CombOOD: nearest neighbours and a Gaussian of the layers' extremes (arXiv 2602.07042)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from grood_jax.detectors._statistics import (
     TINY,
     product,
     rows_of_bank,
+    single,
     training_features,
     unit_rows,
 )
@@ -101,9 +102,10 @@ def combood(
         rows = rows_of_bank(key, len(features), sampling_ratio, k)
         for place, part in enumerate(training.outputs.extra[NEED]):
             named = f"training.outputs.extra[{NEED}][{place}]"
-            checks.finite(named, jnp.asarray(part), LARGEST)
+            checks.finite(named, checks.placed(part), LARGEST)
         bank = build_bank(unit_rows(checks.rows(features, rows)))
-        return _fitted(bank, np.asarray(_extremes(training.outputs), np.float64), regularization)
+        own = replace(training.outputs, extra={NEED: training.outputs.extra[NEED]})
+        return _fitted(bank, np.asarray(_compiled_extremes(own), np.float64), regularization)
 
     def combined(state: CombOODState, outputs: Outputs, nearest: Array) -> Float[Array, "b *v"]:
         weight = 2 * math.sqrt(outputs.features.shape[1])
@@ -141,6 +143,9 @@ def _extremes(outputs: Outputs) -> Float[Array, "b p"]:
     return jnp.concatenate([*map(jnp.asarray, outputs.extra[NEED]), own], axis=1)
 
 
+_compiled_extremes = jax.jit(_extremes)
+
+
 def _fitted(bank: Bank, extremes: Float[np.ndarray, "n p"], added: float) -> CombOODState:
     centers, scales = extremes.mean(axis=0), extremes.std(axis=0)
     # What does not vary says nothing, and is not divided by what rounding leaves.
@@ -154,7 +159,7 @@ def _fitted(bank: Bank, extremes: Float[np.ndarray, "n p"], added: float) -> Com
     moment = rest.T @ rest / max(len(rest) - 1, 1) + added * np.eye(len(centers))
     whitening = np.linalg.inv(np.linalg.cholesky(moment)).T
     arrays = (centers, scales, powers, shifts, spreads, whitening)
-    return CombOODState(bank, *(jnp.asarray(array, jnp.float32) for array in arrays))
+    return CombOODState(bank, *map(single, arrays))
 
 
 def _squared_distances(state: CombOODState, extremes: Float[Array, "b p"]) -> Float[Array, " b"]:

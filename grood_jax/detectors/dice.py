@@ -1,12 +1,13 @@
 """DICE: directed sparsification of the class head."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from grood_jax.backbone.outputs import Outputs
-from grood_jax.detectors._activation import Head, energy, head_of, percentile_of
+from grood_jax.detectors._activation import Head, energy, head_of
+from grood_jax.detectors._statistics import feature_mean, single
 from grood_jax.detectors.base import Detector, Training
-from grood_jax.maths.prototypes import class_prototypes
 from grood_jax.support import checks
 
 
@@ -36,12 +37,11 @@ def dice(*, p: float | int = 90.0) -> Detector:
     def fit(training: Training, key: Array) -> Head:
         del key
         head = head_of("dice", training)
-        features = jnp.asarray(training.outputs.features)
-        # As one class: the sum's digits do not depend on how many rows there are.
-        mean = class_prototypes(features, jnp.zeros(len(features), jnp.int32), 1)[0][0]
-        contributions = mean[:, None] * head.weights
-        kept = contributions > percentile_of(contributions, p)
-        return Head(jnp.where(kept, head.weights, 0.0), head.bias)
+        weights = np.asarray(head.weights)
+        mean = np.asarray(feature_mean(jnp.asarray(training.outputs.features)))
+        contributions = mean[:, None] * weights
+        kept = contributions > np.percentile(contributions, p)
+        return Head(single(np.where(kept, weights, 0)), head.bias)
 
     def score(state: Head, outputs: Outputs) -> Float[Array, " b"]:
         return energy(jnp.asarray(outputs.features), state)

@@ -53,11 +53,7 @@ def fdbd(*, distance_as_normalizer: bool = True) -> Detector:
     def fit(training: Training, key: Array) -> FDBDState:
         del key
         weights, _ = require_head("fdbd", training)
-        gaps = _gaps(jnp.asarray(weights).T)
-        apart = gaps > 0
-        # Classes with the same weights have no boundary, and the class itself none with itself.
-        inverse = jnp.where(apart, 1.0 / jnp.where(apart, gaps, 1.0), 0.0)
-        return FDBDState(feature_mean(training_features(training)), inverse)
+        return FDBDState(feature_mean(training_features(training)), _inverse_gaps(weights))
 
     def score(state: FDBDState, outputs: Outputs) -> Float[Array, " b"]:
         features, logits = jnp.asarray(outputs.features), jnp.asarray(outputs.logits)
@@ -74,6 +70,11 @@ def fdbd(*, distance_as_normalizer: bool = True) -> Detector:
 
 
 @jax.jit
-def _gaps(rows: Float[Array, "c d"]) -> Float[Array, "c c"]:
-    """Distances between all rows, one row at a time: no (C, C, D) array of differences."""
-    return jax.lax.map(lambda row: jnp.linalg.norm(rows - row[None, :], axis=1), rows)
+def _inverse_gaps(weights: Float[Array, "d c"]) -> Float[Array, "c c"]:
+    """One by the distances between all columns, one at a time: no (C, C, D) array of differences.
+
+    Classes with the same weights have no boundary, nor a class with itself: 0.
+    """
+    rows = weights.T
+    gaps = jax.lax.map(lambda row: jnp.linalg.norm(rows - row[None, :], axis=1), rows)
+    return jnp.where(gaps > 0, 1.0 / jnp.where(gaps > 0, gaps, 1.0), 0.0)

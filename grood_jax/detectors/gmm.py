@@ -14,6 +14,7 @@ from grood_jax.detectors._statistics import (
     class_means,
     product,
     second_moment,
+    single,
     training_features,
 )
 from grood_jax.detectors.base import Detector, Training
@@ -95,11 +96,11 @@ def gmm(*, components: int | None = None, dim: int = 50, samples: int = 50_000) 
         whitening = (axes @ np.linalg.inv(np.linalg.cholesky(covariance)).T).astype(np.float32)
         return GMMState(
             Gaussians(
-                jnp.asarray(center, jnp.float32),
-                jnp.asarray(whitening),
-                jnp.asarray((means @ axes.T) @ whitening.astype(np.float64), jnp.float32),
+                single(center),
+                single(whitening),
+                single((means @ axes.T) @ whitening.astype(np.float64)),
             ),
-            jnp.asarray(np.log(weights), jnp.float32),
+            single(np.log(weights)),
         )
 
     def score(state: GMMState, outputs: Outputs) -> Float[Array, " b"]:

@@ -82,11 +82,14 @@ def gram(*, powers: Sequence[int] = (1, 2, 3, 4, 5)) -> Detector:
         low, high, weights = [], [], []
         for sums in training.outputs.extra[need]:
             # On the host, class by class: these arrays are the largest that there are.
-            own = [sums[kept[labels[kept] == label]] for label in range(len(counts))]
-            low.append(jnp.asarray(np.stack([part.min(axis=0) for part in own])))
-            high.append(jnp.asarray(np.stack([part.max(axis=0) for part in own])))
-            deviations = _deviation(sums[held_out], low[-1], high[-1], labels[held_out])
-            mean = np.asarray(deviations, np.float64).mean()
+            own, apart = (
+                [np.asarray(sums[rows[labels[rows] == label]]) for label in range(len(counts))]
+                for rows in (kept, held_out)
+            )
+            least, most = (np.stack([of(part, axis=0) for part in own]) for of in (np.min, np.max))
+            mean = sum(map(_total_deviation, apart, least, most)) / len(held_out)
+            low.append(checks.placed(least))
+            high.append(checks.placed(most))
             weights.append(jnp.float32(1.0 / mean if mean > 0 else 1.0))
         return GramState(tuple(low), tuple(high), tuple(weights))
 
@@ -113,6 +116,16 @@ def _split(
         held_out.append(own[: max(1, int(HELD_OUT * len(own)))])
     out = np.sort(np.concatenate(held_out))
     return np.setdiff1d(np.arange(len(labels)), out), out
+
+
+def _total_deviation(
+    sums: Float[np.ndarray, "b p n"], low: Float[np.ndarray, "p n"], high: Float[np.ndarray, "p n"]
+) -> float:
+    """`_deviation` of all samples of a class together, on the host."""
+    own, least, most = (array.astype(np.float64) for array in (sums, low, high))
+    below = np.maximum(least - own, 0) / np.abs(least + LEAST)
+    above = np.maximum(own - most, 0) / np.abs(most + LEAST)
+    return float((below + above).sum())
 
 
 @jax.jit

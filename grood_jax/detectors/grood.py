@@ -12,8 +12,11 @@ from jaxtyping import Array, Float, Int
 
 from grood_jax.backbone.outputs import Mix, Outputs
 from grood_jax.detectors._statistics import (
+    class_means,
+    feature_mean,
     fit_class_gaussians,
     product,
+    single,
     unit_rows,
     warn_of_classes,
 )
@@ -26,7 +29,7 @@ from grood_jax.detectors.base import (
     Validation,
 )
 from grood_jax.maths.gradients import distance, distances_to, gradients
-from grood_jax.maths.prototypes import class_prototypes, require_classes
+from grood_jax.maths.prototypes import require_classes
 from grood_jax.neighbors.bank import Bank, ShardedBank
 from grood_jax.neighbors.building import DType, build_bank, sampled_rows
 from grood_jax.neighbors.searching import distances_of_each, search
@@ -296,7 +299,7 @@ class _Grood:
     def rows(self, training: Training, key: Array) -> Int[Array, " r"]:
         """The training samples whose gradients enter the bank."""
         logits, labels = training.outputs.logits, training.labels
-        correct = np.asarray(logits.argmax(axis=1) == labels)
+        correct = np.asarray(logits).argmax(axis=1) == np.asarray(labels)
         counts = np.bincount(np.asarray(labels)[correct], minlength=logits.shape[1])
         without = "the bank has no gradient of these"
         warn_of_classes("grood", counts, without, self.present or None)
@@ -326,10 +329,9 @@ class _Grood:
         """Prototypes, and the bank where there is one."""
         logits, whitening = training.outputs.logits, self._whitening(training)
         features = _brought(training.outputs.features, self.space, whitening)
-        prototypes, counts = class_prototypes(features, training.labels, logits.shape[1])
+        means, counts = class_means(features, training.labels, logits.shape[1])
         require_classes("sample", counts, self.present or None, ADVICE)
-        if self.present:
-            prototypes = prototypes[np.asarray(self.present)]
+        prototypes = single(means[np.asarray(self.present)] if self.present else means)
         if self.by == "norm":
             self._require_others(logits.shape[1])
             center = self._centers(prototypes, training.ood, whitening)
@@ -368,12 +370,12 @@ class _Grood:
         """The OOD prototype of one source, (D,), or of each of several, (M, D)."""
         given = iter(ood if isinstance(ood, tuple) else (ood,))
         centers = [
-            prototypes.mean(axis=0)
+            feature_mean(prototypes)
             if source == "prototype-mean"
             else self._of_ood(prototypes, next(given, None), source, whitening)
             for source in self.sources
         ]
-        return jnp.stack(centers) if len(centers) > 1 else centers[0]
+        return checks.placed(np.stack(centers)) if len(centers) > 1 else centers[0]
 
     def _of_ood(
         self,
@@ -389,11 +391,11 @@ class _Grood:
         features = checks.finite("training.ood.features", checks.placed(ood.features))
         features = _brought(features, self.space, whitening)
         if source in ("noise", "raw-noise"):
-            features = features[least_like_training(checks.placed(ood.logits))]
+            features = checks.rows(features, least_like_training(ood.logits))
         elif self.farthest_fifth:
             nearest = distances_to(features, prototypes).min(axis=1)
             features = features[jax.lax.top_k(nearest, max(1, len(features) // 5))[1]]
-        return features.mean(axis=0)
+        return feature_mean(features)
 
 
 @dataclass(frozen=True)
@@ -483,7 +485,7 @@ def _mixed_gradients(
     return flat.reshape(*mixed.shape[:2], ood_prototype.size).mean(axis=1)
 
 
-def least_like_training(logits: Float[Array, "m c"]) -> Int[Array, " r"]:
+def least_like_training(logits: Float[Array | np.ndarray, "m c"]) -> Int[np.ndarray, " r"]:
     """Of each hundred rows the ten with the lowest logsumexp of their logits.
 
     Args:
@@ -492,10 +494,10 @@ def least_like_training(logits: Float[Array, "m c"]) -> Int[Array, " r"]:
     Returns:
       Row indices, (R,).
     """
-    energy = jax.nn.logsumexp(logits, axis=1)
+    energy = np.logaddexp.reduce(np.asarray(logits, np.float64), axis=1)
     kept = []
     for start in range(0, len(logits), NOISE_GROUP):
         part = energy[start : start + NOISE_GROUP]
         count = max(1, len(part) * NOISE_KEPT // NOISE_GROUP)
-        kept.append(start + jax.lax.top_k(-part, count)[1])
-    return jnp.concatenate(kept)
+        kept.append(start + np.argsort(part, kind="stable")[:count])
+    return np.concatenate(kept)

@@ -10,9 +10,8 @@ from jaxtyping import Array, Float, Int
 
 from grood_jax.backbone.outputs import Outputs
 from grood_jax.detectors._probabilities import log_probabilities
+from grood_jax.detectors._statistics import TINY, class_means, single
 from grood_jax.detectors.base import Detector, Training
-from grood_jax.maths.prototypes import class_prototypes
-from grood_jax.support import checks
 
 
 @jax.tree_util.register_dataclass
@@ -49,8 +48,8 @@ def kl_matching() -> Detector:
         logits = jnp.asarray(training.outputs.logits)
         classes = logits.shape[1]
         probabilities, predicted = _predicted(logits)
-        templates, counts = class_prototypes(probabilities, predicted, classes)
-        return KLMatchingState(checks.rows(_logarithms(templates), np.flatnonzero(counts)))
+        templates, counts = class_means(probabilities, predicted, classes)
+        return KLMatchingState(single(_logarithms(templates)[counts > 0]))
 
     def score(state: KLMatchingState, outputs: Outputs) -> Float[Array, " b"]:
         log_p = log_probabilities(outputs.logits)
@@ -66,10 +65,8 @@ def _predicted(logits: Float[Array, "n c"]) -> tuple[Float[Array, "n c"], Int[Ar
     return jax.nn.softmax(logits, axis=1), logits.argmax(axis=1)
 
 
-@jax.jit
-def _logarithms(templates: Float[Array, "c c"]) -> Float[Array, "c c"]:
+def _logarithms(templates: Float[np.ndarray, "c c"]) -> Float[np.ndarray, "c c"]:
     """Own class apart, as one less the others: near 1 it has no digits left for a logarithm."""
-    own = jnp.eye(len(templates), dtype=bool)
-    others = jnp.where(own, 0.0, templates).sum(axis=1, keepdims=True)
-    floored = jnp.maximum(templates, jnp.finfo(jnp.float32).tiny)
-    return jnp.where(own, jnp.log1p(-others), jnp.log(floored))
+    own = np.eye(len(templates), dtype=bool)
+    others = np.where(own, 0.0, templates).sum(axis=1, keepdims=True)
+    return np.where(own, np.log1p(-others), np.log(np.maximum(templates, TINY)))

@@ -76,7 +76,7 @@ def mahalanobis_ensemble(*, standardize: bool = True, shrinkage: float = 0.0) ->
         layers = []
         for place, means in enumerate(training.outputs.extra[NEED]):
             named = f"training.outputs.extra[{NEED}][{place}]"
-            own = checks.finite(named, jnp.asarray(means), LARGEST)
+            own = checks.finite(named, checks.placed(means), LARGEST)
             outputs = replace(training.outputs, features=own, extra={})
             layers.append(
                 fit_class_gaussians(

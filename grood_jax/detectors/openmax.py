@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from grood_jax.backbone.outputs import Outputs
-from grood_jax.detectors._statistics import correct_means
+from grood_jax.detectors._statistics import correct_means, single
 from grood_jax.detectors.base import Detector, Training
 from grood_jax.support import checks
 
@@ -90,7 +90,7 @@ def openmax(*, tail: int = 20, alpha: int = 3, distance: Distance = "euclidean")
 
     def fit(training: Training, key: Array) -> OpenMaxState:
         del key
-        logits = jnp.asarray(training.outputs.logits)
+        logits = np.asarray(training.outputs.logits)
         means, taken = correct_means("openmax", logits, logits, training.labels)
         logits, labels = logits[taken], np.asarray(training.labels)[taken]
         counts = np.bincount(labels, minlength=logits.shape[1])
@@ -101,12 +101,9 @@ def openmax(*, tail: int = 20, alpha: int = 3, distance: Distance = "euclidean")
                 f"scores may be the wrong way round; expected {SPREAD} or more",
                 stacklevel=2,
             )
-        distances = _distances(logits, means[labels], distance)
+        distances = _compiled_distances(logits, np.asarray(means)[labels], distance)
         tails, valid = _tails(np.asarray(distances), labels, counts, tail)
-        starts, shapes, log_scales = (
-            jnp.asarray(parameter, jnp.float32) for parameter in _fit_weibull(tails, valid)
-        )
-        return OpenMaxState(means, starts, shapes, log_scales)
+        return OpenMaxState(means, *map(single, _fit_weibull(tails, valid)))
 
     def score(state: OpenMaxState, outputs: Outputs) -> Float[Array, " b"]:
         logits = jnp.asarray(outputs.logits)
@@ -137,6 +134,9 @@ def _distances(
     cosine = (points * means).sum(axis=1) / jnp.where(norms > 0, norms, 1.0)
     angular = jnp.maximum(1.0 - cosine, 0.0)
     return angular if distance == "cosine" else EUCLIDEAN_WEIGHT * euclidean + angular
+
+
+_compiled_distances = jax.jit(_distances, static_argnames="distance")
 
 
 def _probabilities(

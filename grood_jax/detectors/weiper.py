@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
 
 from grood_jax.backbone.outputs import Outputs
-from grood_jax.detectors._statistics import product, training_features, unit_rows
+from grood_jax.detectors._statistics import product, single, training_features, unit_rows
 from grood_jax.detectors.base import Detector, Training, require_head
 from grood_jax.support import checks
 
@@ -159,24 +161,22 @@ def perturbed_heads(
     return jnp.tile(weights, (1, repeats)) + noise.T * jnp.tile(lengths, repeats)[None, :]
 
 
-@jax.jit
 def _logits(
     features: Float[Array, "b d"], weights: Float[Array, "d rc"], bias: Float[Array, " c"]
 ) -> Float[Array, "b rc"]:
     return product(features, weights) + jnp.tile(bias, weights.shape[1] // len(bias))[None, :]
 
 
-@partial(jax.jit, static_argnames="bins")
-def _histograms(
+def _counts(
     values: Float[Array, "b m"], low: Float[Array, ""], high: Float[Array, ""], bins: int
 ) -> Float[Array, "b n"]:
-    """The share of each row's values in bins from low to high, of all its values."""
+    """How many of each row's values lie in bins from low to high."""
     width = jnp.where(high > low, high - low, 1.0)
     places = jnp.minimum(jnp.floor((values - low) / width * bins), bins - 1).astype(jnp.int32)
     inside = (values >= low) & (values <= high)
     rows = jnp.arange(len(values))[:, None]
     counts = jnp.zeros((len(values), bins + 1)).at[rows, jnp.where(inside, places, bins)].add(1.0)
-    return counts[:, :bins] / values.shape[1]
+    return counts[:, :bins]
 
 
 def _mean_histogram(
@@ -184,21 +184,45 @@ def _mean_histogram(
     head: tuple[Float[Array, "d rc"], Float[Array, " c"]] | None,
     bins: int,
 ) -> Histogram:
-    """Of the features, or of their logits through a head; two passes, blocks of rows at a time."""
+    """Of the features, or of their logits through a head."""
     width = features.shape[1] if head is None else head[0].shape[1]
-    rows = max(1, VALUES // width)
-    starts = range(0, len(features), rows)
+    low, high, counts = _block_counts(features, head, max(1, VALUES // width), bins)
+    total = np.asarray(counts, np.float64).sum(axis=0)
+    return Histogram(low, high, single(total / (len(features) * width)))
 
-    def block(start: int) -> Float[Array, "b m"]:
-        part = features[start : start + rows]
-        return part if head is None else _logits(part, *head)
 
-    ends = [(values.min(), values.max()) for values in map(block, starts)]
-    low, high = min(end[0] for end in ends), max(end[1] for end in ends)
-    total = np.zeros(bins)
-    for values in map(block, starts):
-        total += np.asarray(_histograms(values, low, high, bins), np.float64).sum(axis=0)
-    return Histogram(low, high, jnp.asarray(total / len(features), jnp.float32))
+@partial(jax.jit, static_argnames=("most", "bins"))
+def _block_counts(
+    features: Float[Array, "n d"],
+    head: tuple[Float[Array, "d rc"], Float[Array, " c"]] | None,
+    most: int,
+    bins: int,
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, "g h"]]:
+    """The least and the largest value, and of each block of rows how many lie in each bin.
+
+    Up to 2²⁴ values of a block: float32 counts them exactly.
+    """
+    count, rows = len(features), min(most, len(features))
+
+    def block(number: Int[Array, ""]) -> tuple[Float[Array, "r m"], Bool[Array, " r"]]:
+        """Values of some rows, and which rows are in no block before: the last reaches back."""
+        start = jnp.minimum(number * rows, count - rows)
+        part = lax.dynamic_slice_in_dim(features, start, rows)
+        new = start + jnp.arange(rows) >= number * rows
+        return part if head is None else _logits(part, *head), new
+
+    def wider(ends: tuple[Array, Array], number: Int[Array, ""]) -> tuple[Any, None]:
+        values, _ = block(number)
+        return (jnp.minimum(ends[0], values.min()), jnp.maximum(ends[1], values.max())), None
+
+    numbers = jnp.arange(-(-count // rows))
+    (low, high), _ = lax.scan(wider, (jnp.float32(jnp.inf), jnp.float32(-jnp.inf)), numbers)
+
+    def counted(number: Int[Array, ""]) -> Float[Array, " h"]:
+        values, new = block(number)
+        return jnp.where(new[:, None], _counts(values, low, high, bins), 0.0).sum(axis=0)
+
+    return low, high, lax.map(counted, numbers)
 
 
 def _divergence(
@@ -206,7 +230,7 @@ def _divergence(
 ) -> Float[Array, " b"]:
     """The symmetric divergence of each row's smoothed histogram from the mean one, (B,)."""
     bins = len(mean.share)
-    own = _histograms(values, mean.low, mean.high, bins)
+    own = _counts(values, mean.low, mean.high, bins) / values.shape[1]
     before = (smoothing - 1) // 2
     padded = jnp.pad(own, ((0, 0), (before, smoothing - 1 - before)), mode="edge")
     shifted = [padded[:, shift : shift + bins] for shift in range(smoothing)]

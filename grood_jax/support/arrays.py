@@ -67,9 +67,13 @@ def finite(name: str, array: jax.Array, limit: float | None = None) -> jax.Array
     """
     if isinstance(array, jax.core.Tracer):
         return array
-    # An array may be concrete while something else is traced.
-    with jax.ensure_compile_time_eval():
-        largest = float(_largest(array))
+    if in_host_memory(array):
+        values = np.asarray(array)
+        largest = max(float(values.max(initial=0)), -float(values.min(initial=0)))
+    else:
+        # An array may be concrete while something else is traced.
+        with jax.ensure_compile_time_eval():
+            largest = float(_largest(array))
     if not math.isfinite(largest):
         bad = np.argwhere(~np.isfinite(np.asarray(array)))
         raise ValueError(
@@ -122,9 +126,26 @@ def placed(array: Any) -> jax.Array:
     return jax.device_put(array) if isinstance(array, np.ndarray) else jnp.asarray(array)
 
 
+def in_host_memory(array: Any) -> bool:
+    """Whether NumPy reads an array where it lies: nothing is moved, and no program compiled."""
+    if isinstance(array, np.ndarray):
+        return True
+    if isinstance(array, jax.core.Tracer) or not array.is_fully_addressable:
+        return False
+    devices = list(array.devices())
+    return len(devices) == 1 and devices[0].platform == "cpu"
+
+
+def rows(array: jax.Array | np.ndarray, chosen: Any) -> jax.Array:
+    """Some rows of an array, (N, ...)."""
+    if in_host_memory(array):
+        return placed(np.asarray(array)[np.asarray(chosen)])
+    return _rows(array, chosen)
+
+
 @jax.jit
-def rows(array: jax.Array, chosen: jax.Array) -> jax.Array:
-    """Some rows of an array, (N, ...), by one program: ``array[chosen]`` compiles seven."""
+def _rows(array: jax.Array, chosen: jax.Array) -> jax.Array:
+    """By one program: ``array[chosen]`` compiles seven."""
     return array[chosen]
 
 
