@@ -108,6 +108,43 @@ def test_one_pass_is_that_of_one_device(one, eight, data, size, without):
     close(found.extra[NEEDS[2]], expected.extra[NEEDS[2]], 1e-3)
 
 
+def test_only_large_batches_come_in_parts(monkeypatch):
+    monkeypatch.setattr(devices, "AT_ONCE", 4)
+
+    def loops(rows, least):
+        monkeypatch.setattr(devices, "LARGE", least)
+        images = np.ones((rows, 2), np.float32)
+        text = str(jax.make_jaxpr(lambda x: devices.by_parts(lambda part: part + 1, x))(images))
+        return "scan" in text
+
+    assert loops(12, 24)
+    assert not loops(12, 25) and not loops(13, 1) and not loops(4, 1) and not loops(3, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", ["one", "eight"])
+def test_a_batch_in_parts_gives_what_it_gives_as_a_whole(data, whole, request, monkeypatch):
+    backbone = request.getfixturevalue(whole)
+
+    def passes(size):
+        trained = run_training_set(
+            backbone, lambda rows: stream(data.train, size, rows), early=True, needs=NEEDS[:1]
+        )
+        tested = forward.extract(
+            backbone,
+            stream(data.test, size),
+            needs=NEEDS[:2],
+            early_prototypes=trained.early_prototypes,
+        )
+        return trained.early_prototypes, trained.outputs.arrays(), tested.arrays()
+
+    expected = passes(24)
+    monkeypatch.setattr(devices, "LARGE", 1)
+    monkeypatch.setattr(devices, "AT_ONCE", 4)
+    # Sizes of which no program is kept: three parts of one device's rows, two of each of eight's.
+    close(passes({"one": 12, "eight": 64}[whole]), expected)
+
+
 @pytest.mark.slow
 def test_all_scores_are_those_of_one_device(one, eight, data, key):
     def train(rows):

@@ -109,8 +109,16 @@ def by_parts(function: Callable[[Any], T], images: Shaped[Array, "b ..."]) -> T:
     count, size = images.shape[0], images.size
     if jax.default_backend() != "cpu" or size < LARGE or count % AT_ONCE or count == AT_ONCE:
         return function(images)
-    found = jax.lax.map(function, images.reshape(-1, AT_ONCE, *images.shape[1:]))
-    return jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), found)
+    structures = []
+
+    def leaves(part: Shaped[Array, "n ..."]) -> list[Array]:
+        # What they are part of may check that rows are their first axis, and parts come before.
+        found, structure = jax.tree.flatten(function(part))
+        structures.append(structure)
+        return found
+
+    found = jax.lax.map(leaves, images.reshape(-1, AT_ONCE, *images.shape[1:]))
+    return jax.tree.unflatten(structures[-1], [leaf.reshape(-1, *leaf.shape[2:]) for leaf in found])
 
 
 def no_means(num_classes: int, shape: Sequence[int], mesh: Mesh | None) -> ClassMeans:
