@@ -63,8 +63,8 @@ AGAIN_QUERIES = 8
 """Uncertified queries that are searched again together."""
 
 FEW_ROWS = 1024
-"""Rows of a bank that are settled all, without bounds: those take two seconds longer to compile, and
-save a few hundredths of a millisecond a query."""
+"""Rows of a bank that are settled all, without bounds: those take two seconds longer to compile,
+and save a few hundredths of a millisecond a query."""
 
 LANES, BARRIERS = 64, (32, 4)
 """Partial sums that are added up column by column, and where their addition is interrupted."""
