@@ -104,7 +104,7 @@ def rows_of_bank(key: Array, count: int, sampling_ratio: float, k: int) -> Int[n
 
 
 @jax.jit
-def unit_rows(rows: Float[Array | np.ndarray, "b d"]) -> Float[Array, "b d"]:
+def unit_rows(rows: Float[Array, "b d"]) -> Float[Array, "b d"]:
     """Rows divided by their norms; zeros stay zeros."""
     # By the largest entry first: squares of large or tiny features leave float32.
     largest = jnp.max(jnp.abs(rows), axis=1, keepdims=True)

@@ -1,7 +1,6 @@
 """GL-MCM: maximum concept matching of the image and of its places (arXiv 2304.04521)."""
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from grood_jax.backbone.outputs import LocalConcepts, Outputs
@@ -52,7 +51,7 @@ def gl_mcm(*, temperature: float = 1.0, weight: float | int = 1.0) -> Detector:
     def fit(training: Training, key: Array) -> MCMState:
         del key
         weights, _ = require_head("gl_mcm", training)
-        return MCMState(unit_rows(np.asarray(weights).T))
+        return MCMState(unit_rows(jnp.asarray(weights).T))
 
     def score(state: MCMState, outputs: Outputs) -> Float[Array, " b"]:
         return whole.score(state, outputs) + weight * jnp.asarray(outputs.extra[need])

@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from grood_jax.backbone.outputs import Outputs
@@ -55,7 +54,7 @@ def mcm(*, temperature: float = 1.0) -> Detector:
     def fit(training: Training, key: Array) -> MCMState:
         del key
         weights, _ = require_head("mcm", training)
-        return MCMState(unit_rows(np.asarray(weights).T))
+        return MCMState(unit_rows(jnp.asarray(weights).T))
 
     def score(state: MCMState, outputs: Outputs) -> Float[Array, " b"]:
         features = unit_rows(jnp.asarray(outputs.features))
