@@ -73,17 +73,25 @@ def strongest(features: Float[Array, "b d"], percentile: float) -> Bool[Array, "
 
     Among equal features the first are taken.
     """
-    width = features.shape[1]
-    count = max(1, width - round(width * percentile / 100))
-    places = jax.lax.top_k(features, count)[1]
+    places = jax.lax.top_k(features, _kept(features, percentile))[1]
     rows = jnp.arange(len(features))[:, None]
     return jnp.zeros(features.shape, bool).at[rows, places].set(True)
 
 
-def sharpening(features: Float[Array, "b d"], kept: Bool[Array, "b d"]) -> Float[Array, "b 1"]:
-    """``exp(s1/s2)`` of each row: s1 the sum of all its features, s2 of those kept."""
+def sum_of_strongest(features: Float[Array, "b d"], percentile: float) -> Float[Array, "b 1"]:
+    """The sum of each row's largest features, as many as `strongest` keeps."""
+    largest = jax.lax.top_k(features, _kept(features, percentile))[0]
+    return largest.sum(axis=1, keepdims=True)
+
+
+def _kept(features: Float[Array, "b d"], percentile: float) -> int:
+    width = features.shape[1]
+    return max(1, width - round(width * percentile / 100))
+
+
+def sharpening(features: Float[Array, "b d"], part: Float[Array, "b 1"]) -> Float[Array, "b 1"]:
+    """``exp(s1/s2)`` of each row: s1 the sum of all its features, s2 that of those kept."""
     whole = features.sum(axis=1, keepdims=True)
-    part = jnp.where(kept, features, 0.0).sum(axis=1, keepdims=True)
     ratio = whole / jnp.where(part == 0.0, 1.0, part)
     # Beyond, float32 logits would overflow; with a 64th of the features kept it is not reached.
     return jnp.exp(jnp.minimum(ratio, LARGEST_EXPONENT))

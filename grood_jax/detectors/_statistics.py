@@ -311,7 +311,8 @@ def fit_background(
 
 
 def _gaussian_features(training: Training, exponent: float) -> Float[Array, "n d"]:
-    return scaled_rows(training_features(training), exponent)
+    features = training_features(training)
+    return scaled_rows(features, exponent) if exponent else features
 
 
 def _gaussians(

@@ -54,7 +54,7 @@ def ash(*, variant: Literal["s", "p", "b"] = "b", percentile: float | int = 90.0
         kept = strongest(features, percentile)
         shaped = jnp.where(kept, features, 0.0)
         if variant == "s":
-            shaped = shaped * sharpening(features, kept)
+            shaped = shaped * sharpening(features, shaped.sum(axis=1, keepdims=True))
         elif variant == "b":
             fill = features.sum(axis=1, keepdims=True) / kept.sum(axis=1, keepdims=True)
             shaped = jnp.where(kept, fill, 0.0)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from grood_jax.backbone.outputs import Outputs
-from grood_jax.detectors._activation import strongest
+from grood_jax.detectors._activation import sum_of_strongest
 from grood_jax.detectors.base import Detector, Training
 from grood_jax.support import checks
 
@@ -49,8 +49,8 @@ def lts(*, percentile: float | int = 85.0) -> Detector:
         # In units of the largest: a sum of huge features leaves float32.
         largest = features.max(axis=1, keepdims=True)
         features = features / jnp.where(largest > 0, largest, 1.0)
-        part = jnp.where(strongest(features, percentile), features, 0.0).sum(axis=1)
-        ratio = jnp.where(part > 0, features.sum(axis=1) / jnp.where(part > 0, part, 1.0), 1.0)
-        return -jax.nn.logsumexp(ratio[:, None] ** 2 * jnp.asarray(outputs.logits), axis=1)
+        part, whole = sum_of_strongest(features, percentile), features.sum(axis=1, keepdims=True)
+        ratio = jnp.where(part > 0, whole / jnp.where(part > 0, part, 1.0), 1.0)
+        return -jax.nn.logsumexp(ratio**2 * jnp.asarray(outputs.logits), axis=1)
 
     return Detector("lts", fit, score, {"percentile": percentile}, grid=GRID, fit_key="lts")

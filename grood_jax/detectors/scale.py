@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from grood_jax.backbone.outputs import Outputs
-from grood_jax.detectors._activation import Head, energy, shaped_head, sharpening, strongest
+from grood_jax.detectors._activation import Head, energy, shaped_head, sharpening, sum_of_strongest
 from grood_jax.detectors.base import Detector, Training
 from grood_jax.support import checks
 
@@ -42,7 +42,7 @@ def scale(*, percentile: float | int = 85.0) -> Detector:
 
     def score(state: Head, outputs: Outputs) -> Float[Array, " b"]:
         features = jnp.asarray(outputs.features)
-        factor = sharpening(features, strongest(features, percentile))
+        factor = sharpening(features, sum_of_strongest(features, percentile))
         return energy(features * factor, state)
 
     return Detector(

@@ -37,6 +37,8 @@ def gram_sums(activations: Float[Array, "b ... c"], powers: Sequence[int]) -> Fl
     sums = []
     for power in powers:
         together = (others**power).sum(axis=2, keepdims=True)
-        rows = (own**power * together).sum(axis=1)
-        sums.append(jnp.sign(rows) * jnp.abs(rows) ** (1.0 / power))
-    return jnp.stack(sums, axis=1) * (by_channel * largest)
+        sums.append((own**power * together).sum(axis=1))
+    rows = jnp.stack(sums, axis=1)
+    # All roots at once: each would be a kernel of its own to compile.
+    exponents = 1.0 / jnp.asarray(powers, jnp.float32)
+    return jnp.sign(rows) * jnp.abs(rows) ** exponents[None, :, None] * (by_channel * largest)

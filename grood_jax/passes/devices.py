@@ -106,8 +106,15 @@ def by_parts(function: Callable[[Any], T], images: Shaped[Array, "b ..."]) -> T:
       function: works on each row by itself; whatever it returns is divided by rows.
       images: the batch, of one device.
     """
-    count, size = images.shape[0], images.size
-    if jax.default_backend() != "cpu" or size < LARGE or count % AT_ONCE or count == AT_ONCE:
+    count = images.shape[0]
+    if (
+        jax.default_backend() != "cpu"
+        # A program that is exported may leave open how many there are.
+        or not isinstance(count, int)
+        or images.size < LARGE
+        or count % AT_ONCE
+        or count == AT_ONCE
+    ):
         return function(images)
     structures = []
 
