@@ -2,12 +2,13 @@
 
 python experiments/benchmarks/models.py [--models resnet20 resnet18_32x32] [--no-torch]
 
-Each network has random weights and statistics and is compiled for batches of random pixels. It is
-measured as it is; with `jax.lax.conv_general_dilated` instead of `grood_jax.models.convolution`;
-and with each batch norm folded into its convolution, both ways. PyTorch runs the same network,
-built here of our arrays, in evaluation mode, in channels-last layout, under inference_mode, not
-compiled, and with as many threads as there are cores, which XLA uses too; its logits must be ours.
-PyTorch is not a dependency: pip install torch, or --no-torch.
+Each network has random weights and statistics and is compiled for batches of random pixels, which
+come in parts as in an evaluation (`grood_jax.passes.devices.by_parts`). It is measured as it is;
+with `jax.lax.conv_general_dilated` instead of `grood_jax.models.convolution`; and with each batch
+norm folded into its convolution, both ways. PyTorch runs the same network, built here of our
+arrays, in evaluation mode, in channels-last layout, under inference_mode, not compiled, and with as
+many threads as there are cores, which XLA uses too; its logits must be ours. PyTorch is not a
+dependency: pip install torch, or --no-torch.
 
 All is measured in one process, warm; what is compared runs in turn, and medians are compared, and
 the fastest runs too. The machine must be idle: other work slows PyTorch more than it slows XLA.
@@ -32,6 +33,7 @@ from grood_jax import models
 from grood_jax.cli import command
 from grood_jax.evaluation import results
 from grood_jax.models import Staged
+from grood_jax.passes.devices import by_parts
 from grood_jax.support import checks, provenance
 from grood_jax.support.errors import UserError
 from grood_jax.support.files import require_directory
@@ -144,7 +146,7 @@ def convolutions(part: Any) -> list[tuple[nnx.Conv, str]]:
 def forward(model: Staged, images: Float[np.ndarray, "b h w c"]) -> Callable[[], Array]:
     """The compiled network on one batch."""
     graph, state = nnx.split(model)
-    compiled = jax.jit(lambda state, images: nnx.merge(graph, state)(images))
+    compiled = jax.jit(lambda state, images: by_parts(nnx.merge(graph, state), images))
     on_device = jnp.asarray(images)
     return lambda: jax.block_until_ready(compiled(state, on_device))
 
