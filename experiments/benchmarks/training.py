@@ -2,6 +2,8 @@
 
 taskset -c 0 python experiments/benchmarks/training.py
 python experiments/benchmarks/training.py --output experiments/results/benchmark_training_cores.json
+GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python experiments/benchmarks/training.py \\
+    --output experiments/results/benchmark_training_large_pages.json
 
 The step is that of `grood_jax.training.loop`, without augmentation: forward, cross-entropy,
 backward, SGD with momentum and weight decay. PyTorch does the same with the same weights, not
@@ -10,9 +12,11 @@ compiled, in channels-last layout; the losses of the first steps must agree. The
 convolutions are measured alone, both ways, too. What is compared runs in turn, warm, and medians
 are compared: on one core (taskset) of the time that it worked, which other work on the machine
 hardly changes; on several of the time that passed, for waiting threads of PyTorch's count as work,
-and the machine must be idle. PyTorch is not a dependency: pip install torch.
+and the machine must be idle. The last command gives both large pages of memory. PyTorch is not a
+dependency: pip install torch.
 """
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -117,18 +121,20 @@ def torch_step(
 
 
 def in_turn(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
-    """Milliseconds that each run takes, of the core if it is one."""
-    clock = time.process_time if default_workers() == 1 else time.perf_counter
-    for run in runs.values():
-        run()
+    """Milliseconds that each run takes: of the core if it is one, and else as time passes."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            start = clock()
+    if default_workers() > 1:
+        taken |= forward_passes.interleaved(runs, repeats)
+    else:
+        for run in runs.values():
             run()
-            taken[name].append((clock() - start) * 1e3)
+        for _ in range(repeats):
+            for name, run in runs.items():
+                start = time.process_time()
+                run()
+                taken[name].append(time.process_time() - start)
     return {
-        name: {"median": statistics.median(own), "min": min(own), "max": max(own)}
+        name: {what: 1e3 * of(own) for what, of in (("median", statistics.median), ("min", min))}
         for name, own in taken.items()
     }
 
@@ -252,6 +258,7 @@ def main(config: BenchmarkConfig) -> None:
         "versions": provenance.versions() | {"torch": torch.__version__},
         "device": provenance.device(),
         "cores_used": default_workers(),
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES"),
         "repeats": config.repeats,
         "convolutions": measure_convolutions(config),
         "training_steps": [measure(config, batch) for batch in config.batches],

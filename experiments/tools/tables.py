@@ -662,6 +662,8 @@ def training_markdown(results: dict[str, Any]) -> str:
                 rows.append([f"{what}, {name}", str(row["batch"]), *cells])
     header = ["ResNet-20", "batch", "ms", "PyTorch's", "PyTorch's time / ours"]
     cores = "time of one core" if results["cores_used"] == 1 else f"{results['cores_used']} cores"
+    if results["glibc_tunables"] is not None:
+        cores += f", {results['glibc_tunables']}"
     alone = [
         [
             f"{row['what']}, {row['side']} × {row['side']}, {row['channels']} channels",
