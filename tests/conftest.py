@@ -161,13 +161,14 @@ def pytest_runtest_teardown() -> None:
 
 @pytest.fixture(scope="module")
 def bounded():
-    """Small banks are searched by bounds, as large ones are."""
+    """Small and narrow banks are searched by bounds, as large ones are."""
     from grood_jax.neighbors import building, searching
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(searching, "FEW_ROWS", 64)
         for module in (building, searching):
             patch.setattr(module, "FEW_NUMBERS", 64)
+        patch.setattr(building, "FEW_COLUMNS", 0)
         jax.clear_caches()
         yield
     jax.clear_caches()

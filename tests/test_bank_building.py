@@ -61,6 +61,14 @@ def test_a_bank_of_few_numbers_keeps_no_axes(monkeypatch):
     assert gj.build_bank(rows).axes == 8
 
 
+def test_a_narrow_bank_keeps_no_axes(monkeypatch):
+    rows = made(near_a_plane, 1003, 1, 64)[1]
+    monkeypatch.setattr(bank_building, "FEW_COLUMNS", 64)
+    assert gj.build_bank(rows).axes == gj.build_bank(rows, dtype="bfloat16").axes == 0
+    monkeypatch.setattr(bank_building, "FEW_COLUMNS", 63)
+    assert gj.build_bank(rows).axes == 8
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind, count", [(near_a_plane, 1003), (gaussian, 1003), (wide_norms, 130)])
 def test_axes_chosen_on_the_device_are_those_of_the_host(kind, count, monkeypatch):

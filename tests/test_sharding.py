@@ -132,9 +132,9 @@ def test_bad_searches(unchecked):
 
 @pytest.mark.slow
 def test_two_processes_search_each_its_own_rows(tmp_path):
-    queries, plane = made(near_a_plane, 1003, 40, 64)
+    queries, plane = made(near_a_plane, 1003, 40, 72)
     # Shares that differ in size, and in how many axes help.
-    shares = plane, made(gaussian, 600, 1, 64)[1]
+    shares = plane, made(gaussian, 600, 1, 72)[1]
     assert [gj.build_bank(share).axes for share in shares] == [8, 0]
     np.save(tmp_path / "queries.npy", queries)
     for number, share in enumerate(shares):

@@ -48,6 +48,10 @@ FEW = 6
 LEAST_GAIN = 8
 """Columns for each axis, at least: with fewer, a product of all columns is as fast."""
 
+FEW_COLUMNS = 64
+"""Columns up to which no axes are kept: with them a search for one neighbour is no faster, and one
+for fifty takes half as long again or twice as long."""
+
 DType = Literal["float32", "bfloat16"]
 
 
@@ -510,6 +514,8 @@ def principal_axes(
 
 def _choices(sample: int, width: int) -> tuple[int, ...]:
     """How many axes may be kept of so many columns, where so many rows tell them."""
+    if width <= FEW_COLUMNS:
+        return ()
     return tuple(kept for kept in AXES if LEAST_GAIN * kept <= width and 4 * kept <= sample)
 
 
