@@ -658,7 +658,7 @@ def training_markdown(results: dict[str, Any]) -> str:
             taken = {name: own["median"] for name, own in row[f"{what}_milliseconds"].items()}
             theirs = taken.pop("PyTorch")
             for name, own in taken.items():
-                cells = [f"{own:.0f}", f"{theirs:.0f}", f"{theirs / own:.2f} ×"]
+                cells = [f"{own:.1f}", f"{theirs:.1f}", f"{theirs / own:.2f} ×"]
                 rows.append([f"{what}, {name}", str(row["batch"]), *cells])
     header = ["ResNet-20", "batch", "ms", "PyTorch's", "PyTorch's time / ours"]
     cores = "time of one core" if results["cores_used"] == 1 else f"{results['cores_used']} cores"
