@@ -128,14 +128,9 @@ def test_a_batch_in_parts_gives_what_it_gives_as_a_whole(data, whole, request, m
 
     def passes(size):
         trained = run_training_set(
-            backbone, lambda rows: stream(data.train, size, rows), early=True, needs=NEEDS[:1]
+            backbone, lambda rows: stream(data.train, size, rows), early=True
         )
-        tested = forward.extract(
-            backbone,
-            stream(data.test, size),
-            needs=NEEDS[:2],
-            early_prototypes=trained.early_prototypes,
-        )
+        tested = forward.extract(backbone, stream(data.test, size))
         return trained.early_prototypes, trained.outputs.arrays(), tested.arrays()
 
     expected = passes(24)

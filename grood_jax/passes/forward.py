@@ -242,7 +242,8 @@ def network_outputs(
             hidden = backbone.hidden(images)
             return with_extra(backbone, images, hidden, early_prototypes, needs)
 
-        return by_parts(of_some, images)
+        # In a loop over parts the compiler does not find what needs have in common with the pass.
+        return of_some(images) if needs else by_parts(of_some, images)
 
     return by_rows(run, mesh, (ALL, DIVIDED, ALL))(backbone, images, early_prototypes)
 

@@ -349,7 +349,8 @@ def _forward_and_sum(
             hidden = backbone.hidden(images)
             return with_extra(backbone, images, hidden, None, needs), hidden
 
-        outputs, hidden = by_parts(of_some, images)
+        # As in `network_outputs`.
+        outputs, hidden = of_some(images) if needs else by_parts(of_some, images)
         return outputs, accumulate(means, hidden, labels, valid)
 
     given = (ALL, DIVIDED, DIVIDED, DIVIDED, DIVIDED)
